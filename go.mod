@@ -1,0 +1,3 @@
+module github.com/netdriver/netdriver
+
+go 1.26.0

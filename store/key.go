@@ -1,0 +1,55 @@
+package store
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// The key schema, relative to the cluster's prefix. DESIGN.md has the table of who writes and who removes each.
+const (
+	NodePrefix     = "nodes/"     // nodes/NODE → Node
+	AlivePrefix    = "alive/"     // alive/NODE → Node.ID, gone aliveTTL after the daemon was last heard of
+	StatusPrefix   = "status/"    // status/NODE → Status
+	NetworkPrefix  = "networks/"  // networks/NETWORK → Network
+	VNIPrefix      = "vnis/"      // vnis/VNI → name of the network that has it
+	PoolPrefix     = "pools/"     // pools/SUBNET → Pool
+	CursorPrefix   = "cursors/"   // cursors/SUBNET → address that was allocated last
+	LeasePrefix    = "leases/"    // leases/SUBNET/ADDRESS → Lease
+	EndpointPrefix = "endpoints/" // endpoints/NETWORK/ENDPOINT → Endpoint
+	MACPrefix      = "macs/"      // macs/NETWORK/MAC → id of the endpoint that has it
+	// PoolGuard is written with every new pool, so that two overlapping pools cannot be made at once: a transaction
+	// that makes one requires it unchanged since all pools were read.
+	PoolGuard = "guards/pools"
+)
+
+// NodeKey, NetworkKey and the others name the key of one record.
+func NodeKey(node string) string       { return NodePrefix + node }
+func AliveKey(node string) string      { return AlivePrefix + node }
+func StatusKey(node string) string     { return StatusPrefix + node }
+func NetworkKey(network string) string { return NetworkPrefix + network }
+
+func VNIKey(v vxlan.VNI) string { return VNIPrefix + strconv.FormatUint(uint64(v), 10) }
+
+func PoolKey(subnet netip.Prefix) string   { return PoolPrefix + subnetKey(subnet) }
+func CursorKey(subnet netip.Prefix) string { return CursorPrefix + subnetKey(subnet) }
+
+// PoolLeases is the prefix of all leases of one pool.
+func PoolLeases(subnet netip.Prefix) string { return LeasePrefix + subnetKey(subnet) + "/" }
+
+func LeaseKey(subnet netip.Prefix, a netip.Addr) string { return PoolLeases(subnet) + a.String() }
+
+// NetworkEndpoints is the prefix of all endpoints of one network.
+func NetworkEndpoints(network string) string { return EndpointPrefix + network + "/" }
+
+func EndpointKey(network, endpoint string) string { return NetworkEndpoints(network) + endpoint }
+
+// NetworkMACs is the prefix of all MAC claims of one network.
+func NetworkMACs(network string) string { return MACPrefix + network + "/" }
+
+func MACKey(network string, m vxlan.MAC) string { return NetworkMACs(network) + m.String() }
+
+// subnetKey spells a subnet without the slash that separates the parts of a key.
+func subnetKey(p netip.Prefix) string { return strings.Replace(p.String(), "/", "_", 1) }

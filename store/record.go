@@ -1,0 +1,260 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"time"
+
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// Schema is the version of the records that this program writes. A record of a later version is refused, so that an old
+// daemon never acts on what it does not understand.
+const Schema = 1
+
+// ErrRecord is wrapped by every error about a record that cannot be read or written.
+var ErrRecord = errors.New("bad record")
+
+// Node is one host of the cluster, written by its daemon at start.
+type Node struct {
+	Name string `json:"name"`
+	// ID is a random identity kept in the data directory: two hosts with one name are told apart by it.
+	ID string `json:"id"`
+	// VTEP is the address that the node's VXLAN packets come from and go to.
+	VTEP netip.Addr `json:"vtep"`
+	// UnderlayMTU is the MTU of the interface that has VTEP, in bytes.
+	UnderlayMTU int       `json:"underlayMTU"`
+	Version     string    `json:"version"`
+	Started     time.Time `json:"started"`
+}
+
+// Status is what a node says of itself, a few times per second at most while something changes.
+type Status struct {
+	// Applied is the store's revision up to which the node's kernel agrees with the records it follows.
+	Applied int64 `json:"applied"`
+	// Problems are the networks that could not be made as wanted, with the error.
+	Problems map[string]string `json:"problems,omitempty"`
+	Updated  time.Time         `json:"updated"`
+}
+
+// Network is one cluster network. Its first creator fixes everything but Members.
+type Network struct {
+	Name string `json:"name"`
+	// Mode is the kind of network; ModeOverlay is the only one so far.
+	Mode string    `json:"mode"`
+	VNI  vxlan.VNI `json:"vni"`
+	// Port is the UDP port of the network's VXLAN packets.
+	Port uint16 `json:"port"`
+	// MTU of the containers' interfaces, in bytes.
+	MTU      int            `json:"mtu"`
+	Subnets  []netip.Prefix `json:"subnets"`
+	Internal bool           `json:"internal,omitempty"`
+	Creator  string         `json:"creator"`
+	Created  time.Time      `json:"created"`
+	// Members are the Docker networks that stand for this one, on any node. The network goes with its last member.
+	Members []Member `json:"members"`
+}
+
+// ModeOverlay is a VXLAN network over several hosts.
+const ModeOverlay = "overlay"
+
+// Member is one Docker network that stands for a cluster network on one node.
+type Member struct {
+	Node string `json:"node"`
+	// DockerID is libnetwork's NetworkID: it differs per host on plain engines.
+	DockerID string    `json:"dockerID"`
+	Since    time.Time `json:"since"`
+}
+
+// Pool is one subnet that addresses are leased from, cluster-wide.
+type Pool struct {
+	Subnet  netip.Prefix `json:"subnet"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+	// Network is the cluster network that the pool belongs to or was asked for by name; empty until CreateNetwork
+	// names it, since Docker asks for the pool first.
+	Network string `json:"network,omitempty"`
+	// Claims are nodes that asked for the pool and have not created their network yet. A pool without network and
+	// claims is removed.
+	Claims  []Claim   `json:"claims,omitempty"`
+	Creator string    `json:"creator"`
+	Created time.Time `json:"created"`
+}
+
+// Claim is a node's wish to use a pool, from RequestPool until CreateNetwork or ReleasePool.
+type Claim struct {
+	Node  string    `json:"node"`
+	Since time.Time `json:"since"`
+}
+
+// The kinds of lease.
+const (
+	LeaseGateway  = "gateway"  // reserved with the pool, shared by all nodes, goes with the pool
+	LeaseAux      = "aux"      // --aux-address: kept from containers, goes with the pool
+	LeaseEndpoint = "endpoint" // a container's
+)
+
+// Lease is one address in use: who holds it, for what, since when.
+type Lease struct {
+	Address netip.Addr `json:"address"`
+	Kind    string     `json:"kind"`
+	Node    string     `json:"node"`
+	// Endpoint is empty from RequestAddress until CreateEndpoint.
+	Endpoint string `json:"endpoint,omitempty"`
+	// MAC is what Docker announced with the request, zero if nothing.
+	MAC     vxlan.MAC `json:"mac,omitzero"`
+	Created time.Time `json:"created"`
+}
+
+// The phases of an endpoint.
+const (
+	// PhaseCreated: CreateEndpoint done, or left again. The node makes the interface if it is missing.
+	PhaseCreated = "created"
+	// PhaseJoined: Docker has the interface and moves it into the container. A missing interface is not made anew:
+	// only Docker can put one into a container.
+	PhaseJoined = "joined"
+)
+
+// Endpoint is one container's interface in a network.
+type Endpoint struct {
+	ID      string `json:"id"`
+	Network string `json:"network"`
+	Node    string `json:"node"`
+	// DockerID is the Docker network through which the endpoint was made.
+	DockerID string       `json:"dockerID"`
+	IPv4     netip.Prefix `json:"ipv4,omitzero"`
+	IPv6     netip.Prefix `json:"ipv6,omitzero"`
+	MAC      vxlan.MAC    `json:"mac"`
+	Phase    string       `json:"phase"`
+	Created  time.Time    `json:"created"`
+}
+
+// Addrs returns the endpoint's addresses, IPv4 first.
+func (e Endpoint) Addrs() []netip.Addr {
+	var as []netip.Addr
+	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
+		if p.IsValid() {
+			as = append(as, p.Addr())
+		}
+	}
+	return as
+}
+
+// Record is one of the types that the store holds.
+type Record interface {
+	Node | Status | Network | Pool | Lease | Endpoint
+}
+
+// envelope gives every record its version.
+type envelope struct {
+	V      int             `json:"v"`
+	Record json.RawMessage `json:"r"`
+}
+
+// Encode returns the bytes that the store keeps for r.
+func Encode[R Record](r R) []byte {
+	b, err := json.Marshal(struct {
+		V      int `json:"v"`
+		Record R   `json:"r"`
+	}{Schema, r})
+	if err != nil {
+		panic(fmt.Sprintf("encode %T: %v", r, err)) // only plain fields: cannot happen
+	}
+	return b
+}
+
+// Decode reads a record and checks it. The error wraps ErrRecord and names the key.
+func Decode[R Record](kv KV) (R, error) {
+	var r R
+	var e envelope
+	if err := json.Unmarshal(kv.Value, &e); err != nil {
+		return r, fmt.Errorf("%w %s: %v", ErrRecord, kv.Key, err)
+	}
+	if e.V != Schema {
+		return r, fmt.Errorf("%w %s: version %d, this program knows %d; upgrade netdriver on this node", ErrRecord, kv.Key, e.V, Schema)
+	}
+	d := json.NewDecoder(bytes.NewReader(e.Record))
+	if err := d.Decode(&r); err != nil {
+		return r, fmt.Errorf("%w %s: %v", ErrRecord, kv.Key, err)
+	}
+	if err := check(any(r)); err != nil {
+		return r, fmt.Errorf("%w %s: %v", ErrRecord, kv.Key, err)
+	}
+	return r, nil
+}
+
+var name = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`)
+
+// CheckName says whether s can name a network, a node or a cluster.
+func CheckName(what, s string) error {
+	if !name.MatchString(s) {
+		return fmt.Errorf("%s name %q: want 1 to 63 letters, digits, '_', '.' or '-', beginning with a letter or digit", what, s)
+	}
+	return nil
+}
+
+var id = regexp.MustCompile(`^[a-zA-Z0-9]{1,64}$`)
+
+// CheckID says whether s can be an id of Docker: 1 to 64 letters or digits.
+func CheckID(what, s string) error {
+	if !id.MatchString(s) {
+		return fmt.Errorf("%s id %q: want 1 to 64 letters or digits", what, s)
+	}
+	return nil
+}
+
+// check refuses a record that would make a reader misbehave.
+func check(r any) error {
+	switch r := r.(type) {
+	case Node:
+		return errors.Join(CheckName("node", r.Name), checkAddr("VTEP", r.VTEP))
+	case Network:
+		return r.check()
+	case Pool:
+		if !r.Subnet.IsValid() || r.Subnet != r.Subnet.Masked() {
+			return fmt.Errorf("subnet %s is not a network address with a prefix length", r.Subnet)
+		}
+	case Lease:
+		return checkAddr("lease", r.Address)
+	case Endpoint:
+		return r.check()
+	}
+	return nil
+}
+
+func (n Network) check() error {
+	errs := []error{CheckName("network", n.Name), vxlan.CheckVNI(n.VNI)}
+	if n.Port == 0 {
+		errs = append(errs, errors.New("UDP port 0"))
+	}
+	if n.MTU < vxlan.MinMTU4 {
+		errs = append(errs, fmt.Errorf("MTU %d is below %d", n.MTU, vxlan.MinMTU4))
+	}
+	for _, p := range n.Subnets {
+		if !p.IsValid() {
+			errs = append(errs, errors.New("invalid subnet"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (e Endpoint) check() error {
+	errs := []error{CheckID("endpoint", e.ID), CheckName("node", e.Node)}
+	if e.MAC.IsZero() {
+		errs = append(errs, errors.New("no MAC address"))
+	}
+	if len(e.Addrs()) == 0 {
+		errs = append(errs, errors.New("no address"))
+	}
+	return errors.Join(errs...)
+}
+
+func checkAddr(what string, a netip.Addr) error {
+	if !a.IsValid() {
+		return fmt.Errorf("%s without address", what)
+	}
+	return nil
+}

@@ -1,0 +1,96 @@
+// Package vxlan holds the facts and the arithmetic of VXLAN (RFC 7348) that the rest of netdriver needs: identifier
+// ranges, the encapsulation's overhead, the MTU that follows from it, and the validation of all of them. It is pure.
+package vxlan
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+)
+
+// VNI is a VXLAN network identifier: 24 bits (RFC 7348 §5).
+type VNI uint32
+
+const (
+	// MaxVNI is the largest VXLAN network identifier (RFC 7348 §5: 24 bits).
+	MaxVNI VNI = 1<<24 - 1
+	// FirstAutoVNI starts the range that netdriver chooses from by itself. Docker's own overlay driver counts up from
+	// 4096 (moby daemon/libnetwork/drivers/overlay/ovmanager), swarm ingress included; staying far above it lets both
+	// drivers share a host and a UDP port.
+	FirstAutoVNI VNI = 1 << 20
+
+	// DefaultPort is the UDP port that IANA assigned to VXLAN (RFC 7348 §8).
+	DefaultPort uint16 = 4789
+
+	// ethernetHeader is the inner Ethernet header that VXLAN carries, in bytes; vxlanHeader and udpHeader are the
+	// headers before it (RFC 7348 §5, RFC 768), ipv4Header and ipv6Header the outer IP header without options.
+	ethernetHeader = 14
+	vxlanHeader    = 8
+	udpHeader      = 8
+	ipv4Header     = 20
+	ipv6Header     = 40
+
+	// MinMTU4 is the least MTU of an IPv4 link (RFC 791 §3.2), MinMTU6 that of an IPv6 link (RFC 8200 §5), in bytes.
+	MinMTU4 = 68
+	MinMTU6 = 1280
+)
+
+// ErrMTU is wrapped by every error about an MTU that cannot work.
+var ErrMTU = errors.New("MTU does not fit")
+
+// Overhead returns the bytes that VXLAN adds to an inner IP packet on an underlay whose VTEP addresses are like vtep:
+// 50 for IPv4, 70 for IPv6 (RFC 7348 §5: inner Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40).
+func Overhead(vtep netip.Addr) int {
+	ip := ipv4Header
+	if vtep.Unmap().Is6() {
+		ip = ipv6Header
+	}
+	return ethernetHeader + vxlanHeader + udpHeader + ip
+}
+
+// MTU returns the largest MTU, in bytes, that a container may use so that no packet is larger than the underlay's MTU
+// after encapsulation. The error wraps ErrMTU if nothing useful is left.
+func MTU(underlay int, vtep netip.Addr) (int, error) {
+	mtu := underlay - Overhead(vtep)
+	if mtu < MinMTU4 {
+		return 0, fmt.Errorf("%w: underlay MTU %d leaves %d after %d bytes of VXLAN, at least %d is needed; raise the underlay's MTU",
+			ErrMTU, underlay, mtu, Overhead(vtep), MinMTU4)
+	}
+	return mtu, nil
+}
+
+// CheckMTU says whether a network can use mtu on an underlay with the given MTU and VTEP address; v6 is true if the
+// network carries IPv6. The error wraps ErrMTU and names the bounds.
+func CheckMTU(mtu, underlay int, vtep netip.Addr, v6 bool) error {
+	most, err := MTU(underlay, vtep)
+	if err != nil {
+		return err
+	}
+	least := MinMTU4
+	if v6 {
+		least = MinMTU6
+	}
+	if mtu < least || mtu > most {
+		return fmt.Errorf("%w: %d is not within %d..%d (underlay %d − %d bytes of VXLAN); omit it to use %d",
+			ErrMTU, mtu, least, most, underlay, Overhead(vtep), most)
+	}
+	return nil
+}
+
+// CheckVNI says whether v can identify a network: 1..16777215.
+func CheckVNI(v VNI) error {
+	if v == 0 || v > MaxVNI {
+		return fmt.Errorf("VNI %d is not within 1..%d", v, MaxVNI)
+	}
+	return nil
+}
+
+// AutoVNI returns the nth VNI to try for a network without a chosen one. The first is a hash of its name, so that two
+// nodes that create the same network at once ask for the same one; the following ones step through the automatic range.
+func AutoVNI(network string, n int) VNI {
+	h := fnv.New32a()
+	h.Write([]byte(network)) // fnv's Write cannot fail
+	span := uint32(MaxVNI-FirstAutoVNI) + 1
+	return FirstAutoVNI + VNI((h.Sum32()%span+uint32(n))%span)
+}
