@@ -34,8 +34,9 @@ type Node struct {
 
 // Status is what a node says of itself, a few times per second at most while something changes.
 type Status struct {
-	// Applied is the store's revision up to which the node's kernel agrees with the records it follows.
-	Applied int64 `json:"applied"`
+	// Applied is, for each network the node is a member of, the store's revision up to which its kernel agrees with that
+	// network's records.
+	Applied map[string]int64 `json:"applied,omitempty"`
 	// Problems are the networks that could not be made as wanted, with the error.
 	Problems map[string]string `json:"problems,omitempty"`
 	Updated  time.Time         `json:"updated"`
