@@ -1,0 +1,165 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/netdriver/netdriver/store"
+)
+
+const (
+	// cleanEvery is how often the janitor compares the records with what lives.
+	cleanEvery = 30 * time.Second
+	// settle is how old a record must be before the janitor doubts it: a call that is under way ends within 30 s (moby
+	// pkg/plugins/client.go), and Docker lists a network or endpoint only when its call has returned.
+	settle = time.Minute
+)
+
+// Docker says what lives on this node. It is asked outside of any call: inside one, Docker would wait for itself.
+type Docker interface {
+	// Endpoints returns the ids of the endpoints that a Docker network has; known is false if there is no such network.
+	Endpoints(ctx context.Context, dockerID string) (ids []string, known bool, err error)
+}
+
+// Leases frees addresses; *ipam.Service is the real one.
+type Leases interface {
+	// Reclaim frees this node's endpoint leases that alive denies.
+	Reclaim(ctx context.Context, alive func(store.Lease) bool) ([]store.Lease, error)
+	// ExpireClaims gives up pools that this node asked for and never made a network of.
+	ExpireClaims(ctx context.Context) error
+}
+
+// doubt counts how often in a row something recorded was not found alive.
+type doubt map[string]int
+
+// dead says whether key, not found alive once more, has now been missing in two rounds in a row.
+func (s doubt) dead(key string) bool {
+	s[key]++
+	return s[key] >= 2
+}
+
+// clean runs the janitor until ctx ends. Docker ignores errors of DeleteNetwork, Leave, DeleteEndpoint and
+// ReleaseAddress and never repeats them, so what was lost while the daemon or
+// the store was away is found here.
+func (d *Driver) clean(ctx context.Context) {
+	tick := time.NewTicker(cleanEvery)
+	defer tick.Stop()
+	suspects := doubt{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := d.cleanOnce(ctx, suspects); err != nil && ctx.Err() == nil {
+			d.log.Debug("cannot clean up now", "error", err)
+		}
+	}
+}
+
+// cleanOnce is one round of the janitor.
+func (d *Driver) cleanOnce(ctx context.Context, suspects doubt) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanEvery)
+	defer cancel()
+	if err := d.cfg.Mirror.WaitSynced(ctx, ""); err != nil {
+		return err
+	}
+	var errs []error
+	if d.cfg.Docker != nil {
+		for _, m := range d.memberships() {
+			errs = append(errs, d.cleanMembership(ctx, m.Network, m.Member, suspects))
+		}
+	}
+	return errors.Join(append(errs, d.cleanLeases(ctx))...)
+}
+
+// membership is one Docker network of this node with the network it stands for.
+type membership struct {
+	Network store.Network
+	Member  store.Member
+}
+
+func (d *Driver) memberships() []membership {
+	var out []membership
+	d.cfg.Mirror.Read(func(r *store.Records) {
+		for _, nw := range r.Networks {
+			for _, m := range nw.Members {
+				if m.Node == d.site.node {
+					out = append(out, membership{nw, m})
+				}
+			}
+		}
+	})
+	return out
+}
+
+// cleanMembership removes what Docker no longer has: the whole membership, or single endpoints.
+func (d *Driver) cleanMembership(ctx context.Context, nw store.Network, m store.Member, suspects doubt) error {
+	alive, known, err := d.cfg.Docker.Endpoints(ctx, m.DockerID)
+	if err != nil {
+		return err
+	}
+	if !known {
+		if d.cfg.Now().Sub(m.Since) > settle && suspects.dead(m.DockerID) {
+			d.log.Info("Docker has no such network any more", "network", nw.Name, "docker", m.DockerID)
+			delete(suspects, m.DockerID)
+			return d.quit(ctx, m.DockerID)
+		}
+		return nil
+	}
+	delete(suspects, m.DockerID)
+	var errs []error
+	for _, e := range d.endpointsOf(nw.Name, m.DockerID) {
+		if slices.Contains(alive, e.ID) || d.cfg.Now().Sub(e.Created) <= settle {
+			delete(suspects, e.ID)
+			continue
+		}
+		if suspects.dead(e.ID) {
+			d.log.Info("Docker has no such endpoint any more", "network", nw.Name, "endpoint", e.ID)
+			delete(suspects, e.ID)
+			errs = append(errs, d.withdraw(ctx, nw, e.ID))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// endpointsOf returns this node's endpoints of one Docker network.
+func (d *Driver) endpointsOf(network, dockerID string) []store.Endpoint {
+	var out []store.Endpoint
+	d.cfg.Mirror.Read(func(r *store.Records) {
+		for _, e := range r.Endpoints[network] {
+			if e.Node == d.site.node && e.DockerID == dockerID {
+				out = append(out, e)
+			}
+		}
+	})
+	return out
+}
+
+// cleanLeases frees this node's leases that no endpoint has, once every network's endpoints have been read.
+func (d *Driver) cleanLeases(ctx context.Context) error {
+	if d.cfg.Leases == nil {
+		return nil
+	}
+	holders := map[string]bool{}
+	for _, m := range d.memberships() {
+		if !d.cfg.Mirror.Synced(m.Network.Name) {
+			return nil
+		}
+		for _, e := range d.endpointsOf(m.Network.Name, m.Member.DockerID) {
+			for _, a := range e.Addrs() {
+				holders[a.String()] = true
+			}
+		}
+	}
+	now := d.cfg.Now()
+	freed, err := d.cfg.Leases.Reclaim(ctx, func(l store.Lease) bool {
+		return holders[l.Address.String()] || now.Sub(l.Created) <= settle
+	})
+	for _, l := range freed {
+		d.log.Info("freed an address without owner", "address", l.Address, "endpoint", l.Endpoint, "since", l.Created)
+	}
+	return errors.Join(err, d.cfg.Leases.ExpireClaims(ctx))
+}

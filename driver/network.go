@@ -1,0 +1,355 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/docker/go-plugins-helpers/network"
+
+	"github.com/netdriver/netdriver/internal/plugin"
+	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// createNetwork makes this node's Docker network a member of a cluster network, and makes that network if it is the first.
+// Asked again for the same Docker network it changes nothing. If the kernel refuses, the membership is undone.
+func (d *Driver) createNetwork(ctx context.Context, req *network.CreateNetworkRequest) (plugin.Empty, error) {
+	if err := store.CheckID("network", req.NetworkID); err != nil {
+		return plugin.Empty{}, err
+	}
+	s, err := parseNetwork(req)
+	if err != nil {
+		return plugin.Empty{}, err
+	}
+	ctx, cancel, err := d.begin(ctx)
+	if err != nil {
+		return plugin.Empty{}, err
+	}
+	defer cancel()
+	name, revision, err := d.enter(ctx, req.NetworkID, s)
+	if err != nil {
+		return plugin.Empty{}, err
+	}
+	if err := d.await(ctx, name, store.NetworkKey(name), revision); err != nil {
+		return plugin.Empty{}, errors.Join(err, d.undo(ctx, func(ctx context.Context) error { return d.quit(ctx, req.NetworkID) }))
+	}
+	return plugin.Empty{}, nil
+}
+
+// deleteNetwork ends the membership of a Docker network of this node; the last member takes the cluster network along.
+// Docker ignores an error here and never asks again: what could not be done, the janitor does later.
+func (d *Driver) deleteNetwork(ctx context.Context, req *network.DeleteNetworkRequest) (plugin.Empty, error) {
+	ctx, cancel, err := d.begin(ctx)
+	if err != nil {
+		return plugin.Empty{}, err
+	}
+	defer cancel()
+	if err := store.CheckID("network", req.NetworkID); err != nil {
+		return plugin.Empty{}, err
+	}
+	return plugin.Empty{}, d.quit(ctx, req.NetworkID)
+}
+
+// undo runs f with its own time limit, since the call that failed may have used up its own.
+func (d *Driver) undo(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout/2)
+	defer cancel()
+	if err := f(ctx); err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	return nil
+}
+
+// draft is what enter has read before it writes: the pools of the asked subnets and, if there is one, the network.
+type draft struct {
+	name    string
+	pools   []store.KV
+	records []store.Pool
+	nw      store.KV
+	network store.Network
+}
+
+// enter writes the membership, and the network if it does not exist; it returns the network's name and the revision at
+// which all of that is in the store.
+func (d *Driver) enter(ctx context.Context, dockerID string, s spec) (string, int64, error) {
+	for range retries {
+		dr, err := d.draft(ctx, dockerID, s)
+		if err != nil {
+			return "", 0, err
+		}
+		if dr.nw.Key != "" && d.member(dr.network, dockerID) >= 0 {
+			return dr.name, dr.nw.Modified, s.contradictions(dr.network)
+		}
+		conds, ops, err := d.entry(ctx, dockerID, s, &dr)
+		if err != nil {
+			return "", 0, err
+		}
+		revision, err := d.cfg.Store.Commit(ctx, conds, ops...)
+		if errors.Is(err, store.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return "", 0, fmt.Errorf("create network %s: %w", dr.name, err)
+		}
+		d.log.Info("joined network", "network", dr.name, "vni", dr.network.VNI, "mtu", dr.network.MTU, "docker", dockerID)
+		return dr.name, revision, nil
+	}
+	return "", 0, fmt.Errorf("create network: %w %d times; try again", store.ErrConflict, retries)
+}
+
+// draft reads what enter decides upon. The network's name is that of --opt network, else the one that has the subnets,
+// else one made of the Docker network's id.
+func (d *Driver) draft(ctx context.Context, dockerID string, s spec) (draft, error) {
+	dr := draft{name: s.name}
+	for _, subnet := range s.subnets {
+		kv, err := d.cfg.Store.Get(ctx, store.PoolKey(subnet))
+		if errors.Is(err, store.ErrNotFound) {
+			return dr, fmt.Errorf("subnet %s has no address pool in the cluster; create the network with --ipam-driver custom-overlay", subnet)
+		}
+		if err != nil {
+			return dr, err
+		}
+		p, err := store.Decode[store.Pool](kv)
+		if err != nil {
+			return dr, err
+		}
+		if p.Network != "" && dr.name != "" && p.Network != dr.name {
+			return dr, fmt.Errorf("subnet %s belongs to network %s, not to %s; choose another --subnet or --opt network=%s",
+				subnet, p.Network, dr.name, p.Network)
+		}
+		if p.Network != "" {
+			dr.name = p.Network
+		}
+		dr.pools, dr.records = append(dr.pools, kv), append(dr.records, p)
+	}
+	if dr.name == "" {
+		dr.name = "net-" + dockerID[:min(12, len(dockerID))]
+	}
+	kv, err := d.cfg.Store.Get(ctx, store.NetworkKey(dr.name))
+	if errors.Is(err, store.ErrNotFound) {
+		return dr, nil
+	}
+	if err != nil {
+		return dr, err
+	}
+	dr.nw = kv
+	dr.network, err = store.Decode[store.Network](kv)
+	return dr, err
+}
+
+// entry is the transaction that makes dockerID a member of the drafted network.
+func (d *Driver) entry(ctx context.Context, dockerID string, s spec, dr *draft) ([]store.Cond, []store.Op, error) {
+	var conds []store.Cond
+	var ops []store.Op
+	if dr.nw.Key == "" {
+		nw, err := d.found(ctx, s, dr.name)
+		if err != nil {
+			return nil, nil, err
+		}
+		dr.network = nw
+		conds = append(conds, store.Absent(store.NetworkKey(nw.Name)), store.Absent(store.VNIKey(nw.VNI)))
+		ops = append(ops, store.Put(store.VNIKey(nw.VNI), []byte(nw.Name)))
+	} else {
+		if err := d.fits(s, dr.network); err != nil {
+			return nil, nil, err
+		}
+		conds = append(conds, store.Unchanged(dr.nw))
+	}
+	dr.network.Members = append(slices.Clone(dr.network.Members),
+		store.Member{Node: d.site.node, DockerID: dockerID, Since: d.cfg.Now()})
+	ops = append(ops, store.Put(store.NetworkKey(dr.name), store.Encode(dr.network)))
+	for i, p := range dr.records {
+		p.Network = dr.name
+		p.Claims = slices.DeleteFunc(slices.Clone(p.Claims), func(c store.Claim) bool { return c.Node == d.site.node })
+		conds = append(conds, store.Unchanged(dr.pools[i]))
+		ops = append(ops, store.Put(dr.pools[i].Key, store.Encode(p)))
+	}
+	return conds, ops, nil
+}
+
+// fits says whether this node can be a member of an existing network.
+func (d *Driver) fits(s spec, nw store.Network) error {
+	if err := s.contradictions(nw); err != nil {
+		return fmt.Errorf("network %s exists with other properties: %w", nw.Name, err)
+	}
+	if err := vxlan.CheckMTU(nw.MTU, d.cfg.Node.UnderlayMTU, d.site.vtep, hasIPv6(nw.Subnets)); err != nil {
+		return fmt.Errorf("network %s does not fit this node's underlay %s: %w", nw.Name, d.site.underlay, err)
+	}
+	return nil
+}
+
+// found is the record of a new network with everything that the user left open chosen.
+func (d *Driver) found(ctx context.Context, s spec, name string) (store.Network, error) {
+	nw := store.Network{
+		Name: name, Mode: store.ModeOverlay, VNI: s.vni, Port: s.port, MTU: s.mtu, Subnets: s.subnets, Internal: s.internal,
+		Creator: d.site.node, Created: d.cfg.Now(),
+	}
+	if nw.Port == 0 {
+		nw.Port = d.cfg.Port
+	}
+	var err error
+	if nw.MTU == 0 {
+		if nw.MTU, err = vxlan.MTU(d.cfg.Node.UnderlayMTU, d.site.vtep); err != nil {
+			return nw, err
+		}
+	}
+	if err := vxlan.CheckMTU(nw.MTU, d.cfg.Node.UnderlayMTU, d.site.vtep, hasIPv6(nw.Subnets)); err != nil {
+		return nw, fmt.Errorf("--opt mtu: %w", err)
+	}
+	nw.VNI, err = d.chooseVNI(ctx, s, name)
+	return nw, err
+}
+
+// chooseVNI returns the asked VNI if it is free, else the first free one of the automatic range. The claim itself is a
+// condition of the transaction that uses it.
+func (d *Driver) chooseVNI(ctx context.Context, s spec, name string) (vxlan.VNI, error) {
+	if s.vni != 0 {
+		kv, err := d.cfg.Store.Get(ctx, store.VNIKey(s.vni))
+		if err == nil {
+			return 0, fmt.Errorf("VNI %d belongs to network %s; choose another --opt vni or omit it", s.vni, kv.Value)
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return 0, err
+		}
+		return s.vni, nil
+	}
+	for n := range retries {
+		v := vxlan.AutoVNI(name, n)
+		_, err := d.cfg.Store.Get(ctx, store.VNIKey(v))
+		if errors.Is(err, store.ErrNotFound) {
+			return v, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	return 0, fmt.Errorf("no free VNI found for network %s in %d tries; choose one with --opt vni=N", name, retries)
+}
+
+// quit ends a membership, with this node's endpoints in it, and the whole network if it was the last one. A membership
+// that does not exist is no error: Docker may ask twice.
+func (d *Driver) quit(ctx context.Context, dockerID string) error {
+	for range retries {
+		nw, err := d.networkOf(ctx, dockerID)
+		if errors.Is(err, ErrUnknown) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		conds, ops, err := d.exit(ctx, nw.Name, dockerID)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("leave network %s: %w", nw.Name, err)
+		}
+		revision, err := d.commitAll(ctx, conds, ops)
+		if errors.Is(err, store.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("leave network %s: %w", nw.Name, err)
+		}
+		d.log.Info("left network", "network", nw.Name, "docker", dockerID)
+		return d.await(ctx, nw.Name, store.NetworkKey(nw.Name), revision)
+	}
+	return fmt.Errorf("leave network: %w %d times; the janitor tries again", store.ErrConflict, retries)
+}
+
+// exit is the transaction that ends a membership. It returns ErrNotFound if the network or the membership is gone.
+func (d *Driver) exit(ctx context.Context, name, dockerID string) ([]store.Cond, []store.Op, error) {
+	kv, err := d.cfg.Store.Get(ctx, store.NetworkKey(name))
+	if err != nil {
+		return nil, nil, err
+	}
+	nw, err := store.Decode[store.Network](kv)
+	if err != nil {
+		return nil, nil, err
+	}
+	i := d.member(nw, dockerID)
+	if i < 0 {
+		return nil, nil, store.ErrNotFound
+	}
+	conds := []store.Cond{store.Unchanged(kv)}
+	if len(nw.Members) == 1 {
+		return d.dissolve(ctx, conds, nw)
+	}
+	nw.Members = slices.Delete(nw.Members, i, i+1)
+	ops, err := d.leftovers(ctx, nw, dockerID)
+	return conds, append(ops, store.Put(kv.Key, store.Encode(nw))), err
+}
+
+// dissolve removes a network with all that belongs to it. A pool that another node has just asked for, to create the
+// same network, stays for that node.
+func (d *Driver) dissolve(ctx context.Context, conds []store.Cond, nw store.Network) ([]store.Cond, []store.Op, error) {
+	ops := []store.Op{
+		store.Delete(store.NetworkKey(nw.Name)), store.Delete(store.VNIKey(nw.VNI)),
+		store.DeletePrefix(store.NetworkEndpoints(nw.Name)), store.DeletePrefix(store.NetworkMACs(nw.Name)),
+	}
+	for _, subnet := range nw.Subnets {
+		kv, err := d.cfg.Store.Get(ctx, store.PoolKey(subnet))
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		conds = append(conds, store.Unchanged(kv))
+		if p, err := store.Decode[store.Pool](kv); err == nil && len(p.Claims) > 0 {
+			p.Network = ""
+			ops = append(ops, store.Put(kv.Key, store.Encode(p)))
+			continue
+		}
+		ops = append(ops, store.Delete(kv.Key), store.Delete(store.CursorKey(subnet)), store.DeletePrefix(store.PoolLeases(subnet)))
+	}
+	return conds, ops, nil
+}
+
+// leftovers removes the endpoints that a Docker network of this node still has in the records: Docker refuses to remove
+// a network in use, so these are of containers that ended while nobody could be told.
+func (d *Driver) leftovers(ctx context.Context, nw store.Network, dockerID string) ([]store.Op, error) {
+	kvs, _, err := d.cfg.Store.List(ctx, store.NetworkEndpoints(nw.Name))
+	if err != nil {
+		return nil, err
+	}
+	var ops []store.Op
+	for _, kv := range kvs {
+		e, err := store.Decode[store.Endpoint](kv)
+		if err != nil || e.Node != d.site.node || e.DockerID != dockerID {
+			continue
+		}
+		ops = append(ops, store.Delete(kv.Key), store.Delete(store.MACKey(nw.Name, e.MAC)))
+		for _, a := range e.Addrs() {
+			if subnet, ok := subnetOf(nw, a); ok {
+				ops = append(ops, store.Delete(store.LeaseKey(subnet, a)))
+			}
+		}
+	}
+	return ops, nil
+}
+
+// commitAll commits ops; if they are too many for one transaction the surplus, which only removes what nobody uses, goes
+// first in transactions of its own.
+func (d *Driver) commitAll(ctx context.Context, conds []store.Cond, ops []store.Op) (int64, error) {
+	for len(ops) > store.MaxOps {
+		if _, err := d.cfg.Store.Commit(ctx, conds, ops[:store.MaxOps-1]...); err != nil {
+			return 0, err
+		}
+		ops = ops[store.MaxOps-1:]
+	}
+	return d.cfg.Store.Commit(ctx, conds, ops...)
+}
+
+// subnetOf returns the subnet of a network that has an address.
+func subnetOf(nw store.Network, a netip.Addr) (netip.Prefix, bool) {
+	for _, p := range nw.Subnets {
+		if p.Contains(a) {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}

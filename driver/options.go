@@ -1,0 +1,202 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/docker/go-plugins-helpers/network"
+
+	"github.com/netdriver/netdriver/ipam"
+	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// The labels under which libnetwork passes a network's options (moby daemon/libnetwork/netlabel/labels.go).
+const (
+	labelGeneric  = "com.docker.network.generic"
+	labelInternal = "com.docker.network.internal"
+	// labelMTU is how users of Docker's own drivers spell the MTU; it means the same as optionMTU.
+	labelMTU = "com.docker.network.driver.mtu"
+	// labelPrefix begins every option that Docker adds by itself.
+	labelPrefix = "com.docker."
+)
+
+// The options of `docker network create --opt`.
+const (
+	optionNetwork = "network"
+	optionMode    = "mode"
+	optionVNI     = "vni"
+	optionPort    = "port"
+	optionMTU     = "mtu"
+)
+
+// optionHelp says what each option takes; it is shown when an option is wrong.
+func optionHelp() map[string]string {
+	return map[string]string{
+		optionNetwork: "name of the cluster network, the same on every host",
+		optionMode:    store.ModeOverlay,
+		optionVNI:     fmt.Sprintf("1..%d, chosen if omitted", vxlan.MaxVNI),
+		optionPort:    fmt.Sprintf("UDP port 1..65535, %d if omitted", vxlan.DefaultPort),
+		optionMTU:     "bytes, derived from the underlay if omitted",
+	}
+}
+
+// spec is what `docker network create` asks for. Zero fields were not given.
+type spec struct {
+	name     string
+	mode     string
+	vni      vxlan.VNI
+	port     uint16
+	mtu      int
+	internal bool
+	subnets  []netip.Prefix
+}
+
+// parseNetwork validates a CreateNetwork request; its error names every wrong option at once.
+func parseNetwork(req *network.CreateNetworkRequest) (spec, error) {
+	var s spec
+	generic, err := genericOptions(req.Options)
+	errs := []error{err}
+	for _, k := range slices.Sorted(maps.Keys(generic)) {
+		errs = append(errs, s.set(k, generic[k]))
+	}
+	if v, ok := req.Options[labelInternal]; ok {
+		s.internal, ok = v.(bool)
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s is %v, want true or false", labelInternal, v))
+		}
+	}
+	for _, d := range slices.Concat(req.IPv4Data, req.IPv6Data) {
+		p, err := parsePool(d)
+		errs = append(errs, err)
+		s.subnets = append(s.subnets, p)
+	}
+	if len(s.subnets) == 0 {
+		errs = append(errs, errors.New("no subnet: create it with --ipam-driver custom-overlay and, if wanted, --subnet"))
+	}
+	slices.SortFunc(s.subnets, netip.Prefix.Compare)
+	return s, errors.Join(errs...)
+}
+
+// genericOptions returns the user's options. moby sends them as strings; older engines send null when there are none.
+func genericOptions(options map[string]any) (map[string]string, error) {
+	given, ok := options[labelGeneric].(map[string]any)
+	if !ok && options[labelGeneric] != nil {
+		return nil, fmt.Errorf("%s is %T, want an object of strings", labelGeneric, options[labelGeneric])
+	}
+	out := make(map[string]string, len(given))
+	for k, v := range given {
+		s, ok := v.(string)
+		if !ok {
+			return nil, fmt.Errorf("option %s is %T, want a string", k, v)
+		}
+		out[k] = s
+	}
+	return out, nil
+}
+
+// set takes one option of --opt.
+func (s *spec) set(key, value string) (err error) {
+	switch key {
+	case optionNetwork:
+		s.name, err = value, store.CheckName("network", value)
+	case optionMode:
+		if s.mode = value; value != store.ModeOverlay {
+			err = fmt.Errorf("want %s", store.ModeOverlay)
+		}
+	case optionVNI:
+		var n uint64
+		if n, err = strconv.ParseUint(value, 10, 32); err == nil {
+			s.vni = vxlan.VNI(n)
+			err = vxlan.CheckVNI(s.vni)
+		}
+	case optionPort:
+		var n uint64
+		if n, err = strconv.ParseUint(value, 10, 16); err == nil && n == 0 {
+			err = errors.New("port 0 cannot be used")
+		}
+		s.port = uint16(n)
+	case optionMTU, labelMTU:
+		err = s.setMTU(value)
+	default:
+		known := slices.Sorted(maps.Keys(optionHelp()))
+		return fmt.Errorf("unknown option --opt %s=%s; the options are %s", key, value, strings.Join(known, ", "))
+	}
+	if err != nil {
+		return fmt.Errorf("bad option --opt %s=%s (%s): %w", key, value, optionHelp()[strings.TrimPrefix(key, labelPrefix+"network.driver.")], err)
+	}
+	return nil
+}
+
+// setMTU takes the MTU under either of its two names; its upper bound needs the underlay and is checked later.
+func (s *spec) setMTU(value string) error {
+	n, err := strconv.Atoi(value)
+	if err != nil {
+		return err
+	}
+	if n < vxlan.MinMTU4 {
+		return fmt.Errorf("%w: %d is below %d", vxlan.ErrMTU, n, vxlan.MinMTU4)
+	}
+	if s.mtu != 0 && s.mtu != n {
+		return fmt.Errorf("%s and %s contradict each other: %d and %d", optionMTU, labelMTU, s.mtu, n)
+	}
+	s.mtu = n
+	return nil
+}
+
+// parsePool reads one subnet of a CreateNetwork request. It must come from our own IPAM: any other one allocates on each
+// host by itself, and two hosts would give out the same address.
+func parsePool(d *network.IPAMData) (netip.Prefix, error) {
+	if d == nil {
+		return netip.Prefix{}, errors.New("empty IPAM data")
+	}
+	p, err := netip.ParsePrefix(d.Pool)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("subnet %q: %w", d.Pool, err)
+	}
+	if d.AddressSpace != ipam.LocalSpace {
+		return netip.Prefix{}, fmt.Errorf("subnet %s comes from the IPAM driver with address space %q, which allocates per host; "+
+			"add --ipam-driver custom-overlay so that no two hosts give out one address", p, d.AddressSpace)
+	}
+	return p.Masked(), nil
+}
+
+// contradictions compares what is asked with a network that exists; the error shows both values of each difference.
+func (s spec) contradictions(nw store.Network) error {
+	var errs []error
+	differ := func(what string, have, asked any) {
+		errs = append(errs, fmt.Errorf("%s is %v in the cluster (made by node %s), asked for %v", what, have, nw.Creator, asked))
+	}
+	if s.mode != "" && s.mode != nw.Mode {
+		differ(optionMode, nw.Mode, s.mode)
+	}
+	if s.vni != 0 && s.vni != nw.VNI {
+		differ(optionVNI, nw.VNI, s.vni)
+	}
+	if s.port != 0 && s.port != nw.Port {
+		differ(optionPort, nw.Port, s.port)
+	}
+	if s.mtu != 0 && s.mtu != nw.MTU {
+		differ(optionMTU, nw.MTU, s.mtu)
+	}
+	if s.internal != nw.Internal {
+		differ("internal", nw.Internal, s.internal)
+	}
+	if !slices.Equal(s.subnets, nw.Subnets) {
+		differ("subnets", nw.Subnets, s.subnets)
+	}
+	if len(errs) > 0 {
+		errs = append(errs, fmt.Errorf("omit what differs, use the cluster's values, or choose another --opt network=NAME than %s", nw.Name))
+	}
+	return errors.Join(errs...)
+}
+
+// hasIPv6 says whether a network with these subnets carries IPv6, which needs an MTU of at least 1280.
+func hasIPv6(subnets []netip.Prefix) bool {
+	return slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Addr().Is6() })
+}

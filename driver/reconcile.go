@@ -1,0 +1,264 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+const (
+	// checkEvery is how often the kernel is read again in full, whatever events said.
+	checkEvery = 30 * time.Second
+	// parallel is how many networks are applied at once in the background.
+	parallel = 4
+)
+
+// applied is what this node's kernel has been made to hold.
+type applied struct {
+	mu       sync.Mutex
+	networks map[string]appliedNetwork
+	// changed is set when a revision or problem is other than in the last status written.
+	changed bool
+}
+
+// appliedNetwork is one network of this node.
+type appliedNetwork struct {
+	vni vxlan.VNI
+	// revision of the records that the kernel agrees with.
+	revision int64
+	problem  error
+}
+
+// Run registers the node and keeps the kernel as the store says until ctx ends. It returns early only if the node must
+// not run: its name or VTEP address is another node's. The kernel's state stays when it returns.
+func (d *Driver) Run(ctx context.Context) error {
+	if err := d.register(ctx); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { d.follow(ctx); return nil })
+	g.Go(func() error { d.report(ctx); return nil })
+	g.Go(func() error { d.clean(ctx); return nil })
+	return g.Wait()
+}
+
+// follow applies what changes in the store, what others change in the kernel, and everything every checkEvery.
+func (d *Driver) follow(ctx context.Context) {
+	tick := time.NewTicker(checkEvery)
+	defer tick.Stop()
+	d.sweep(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.cfg.Mirror.Changes():
+			d.syncAll(ctx, d.cfg.Mirror.TakeChanged())
+		case vni := <-d.cfg.Plane.Drifted():
+			if name, ok := d.nameOf(vni); ok {
+				d.syncAll(ctx, []string{name})
+			}
+		case <-tick.C:
+			d.check(ctx)
+		}
+	}
+}
+
+// check reads every network's kernel state again, repairs it, and sweeps.
+func (d *Driver) check(ctx context.Context) {
+	d.applied.mu.Lock()
+	known := maps.Clone(d.applied.networks)
+	d.applied.mu.Unlock()
+	for _, a := range known {
+		d.cfg.Plane.Refresh(a.vni)
+	}
+	d.syncAll(ctx, slices.Collect(maps.Keys(known)))
+	d.sweep(ctx)
+}
+
+// syncAll applies networks side by side. One network's failure stays there: it is logged, shown and tried again.
+func (d *Driver) syncAll(ctx context.Context, names []string) {
+	var g errgroup.Group
+	g.SetLimit(parallel)
+	for _, name := range names {
+		g.Go(func() error {
+			if err := d.apply(ctx, name); err != nil && ctx.Err() == nil {
+				d.log.Warn("network is not as wanted", "network", name, "error", err)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // the functions return nil
+}
+
+// await waits until the mirror has seen key at revision, then makes the kernel agree with it.
+func (d *Driver) await(ctx context.Context, network, key string, revision int64) error {
+	if key != store.NetworkKey(network) {
+		d.cfg.Mirror.Follow(network)
+	}
+	if err := d.cfg.Mirror.Wait(ctx, key, revision); err != nil {
+		return err
+	}
+	return d.sync(ctx, network)
+}
+
+// sync makes the kernel agree with the records of a network, for a call that needs it: it waits for the records.
+func (d *Driver) sync(ctx context.Context, network string) error {
+	if d.isMine(network) {
+		d.cfg.Mirror.Follow(network)
+		if err := d.cfg.Mirror.WaitSynced(ctx, network); err != nil {
+			return err
+		}
+	}
+	return d.apply(ctx, network)
+}
+
+// isMine says whether this node is a member of a network.
+func (d *Driver) isMine(network string) (mine bool) {
+	d.cfg.Mirror.Read(func(r *store.Records) { mine = isMember(r.Networks[network], d.site.node) })
+	return mine
+}
+
+// apply makes the kernel agree with the records of a network as the mirror has them now. Records that have not been read
+// whole are not acted upon: half of them would tear down the other half.
+func (d *Driver) apply(ctx context.Context, network string) error {
+	unlock := d.locks.lock(network)
+	defer unlock()
+	if !d.cfg.Mirror.Synced("") {
+		return nil
+	}
+	if !d.isMine(network) {
+		return d.drop(ctx, network)
+	}
+	d.cfg.Mirror.Follow(network)
+	if !d.cfg.Mirror.Synced(network) {
+		return nil // Changes names the network once it is
+	}
+	revision := d.cfg.Mirror.Revision(network)
+	want := d.want(network)
+	start := time.Now()
+	ops, err := d.cfg.Plane.Apply(ctx, want)
+	d.cfg.Observe(Reconciliation{Network: network, Ops: ops, Took: time.Since(start), Err: err})
+	if err != nil {
+		err = fmt.Errorf("make network %s on this node: %w", network, err)
+	}
+	d.note(network, want.VNI, revision, err)
+	return err
+}
+
+// want is the state that this node should have of a network, by the mirror's records.
+func (d *Driver) want(network string) (want dataplane.Network) {
+	d.cfg.Mirror.Read(func(r *store.Records) {
+		want = desired(d.site, r.Networks[network], r.Nodes, r.Endpoints[network])
+	})
+	return want
+}
+
+// drop removes a network that this node is no member of any more.
+func (d *Driver) drop(ctx context.Context, network string) error {
+	d.cfg.Mirror.Unfollow(network)
+	d.applied.mu.Lock()
+	a, ok := d.applied.networks[network]
+	d.applied.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	if err := d.cfg.Plane.Remove(ctx, a.vni); err != nil {
+		return fmt.Errorf("remove network %s from this node: %w", network, err)
+	}
+	d.applied.mu.Lock()
+	delete(d.applied.networks, network)
+	d.applied.changed = true
+	d.applied.mu.Unlock()
+	return nil
+}
+
+// note remembers the outcome of applying a network. A failure keeps the revision that was reached before.
+func (d *Driver) note(network string, vni vxlan.VNI, revision int64, problem error) {
+	d.applied.mu.Lock()
+	defer d.applied.mu.Unlock()
+	a := d.applied.networks[network]
+	if problem == nil && a.revision == revision && a.problem == nil {
+		return
+	}
+	a.vni, a.problem = vni, problem
+	if problem == nil {
+		a.revision = revision
+	}
+	d.applied.networks[network] = a
+	d.applied.changed = true
+}
+
+// sweep removes networks of ours from the kernel that no record wants: what a daemon left behind that was killed between
+// its last transaction and its last kernel operation. Only once all records have been read: a store that is slow or cut
+// off must never tear a working network down.
+func (d *Driver) sweep(ctx context.Context) {
+	if !d.cfg.Mirror.Synced("") {
+		return
+	}
+	present, err := d.cfg.Plane.Present(ctx)
+	if err != nil {
+		d.log.Warn("cannot read the kernel's networks", "error", err)
+		return
+	}
+	for _, p := range present {
+		unlock := d.locks.lock(p.Name)
+		var nw store.Network
+		d.cfg.Mirror.Read(func(r *store.Records) { nw = r.Networks[p.Name] })
+		if nw.VNI != p.VNI || !isMember(nw, d.site.node) {
+			d.log.Info("removing a network that no record wants", "network", p.Name, "vni", p.VNI)
+			if err := d.cfg.Plane.Remove(ctx, p.VNI); err != nil {
+				d.log.Warn("cannot remove network", "network", p.Name, "error", err)
+			}
+		}
+		unlock()
+	}
+}
+
+// nameOf returns the network that has a VNI on this node.
+func (d *Driver) nameOf(vni vxlan.VNI) (string, bool) {
+	d.applied.mu.Lock()
+	defer d.applied.mu.Unlock()
+	for name, a := range d.applied.networks {
+		if a.vni == vni {
+			return name, true
+		}
+	}
+	return "", false
+}
+
+// Problems returns the networks of this node that are not as wanted, with the reason.
+func (d *Driver) Problems() map[string]error {
+	d.applied.mu.Lock()
+	defer d.applied.mu.Unlock()
+	out := map[string]error{}
+	for name, a := range d.applied.networks {
+		if a.problem != nil {
+			out[name] = a.problem
+		}
+	}
+	return out
+}
+
+// Diff returns what would have to be done to the kernel for a network to be as wanted, freshly read; empty is in sync.
+func (d *Driver) Diff(ctx context.Context, network string) ([]string, error) {
+	unlock := d.locks.lock(network)
+	defer unlock()
+	if !d.isMine(network) {
+		return nil, nil
+	}
+	ops, err := d.cfg.Plane.Diff(ctx, d.want(network))
+	lines := make([]string, len(ops))
+	for i, op := range ops {
+		lines[i] = op.String()
+	}
+	return lines, err
+}

@@ -1,0 +1,48 @@
+// Package engine asks the Docker engine on this node what lives. It is used only outside of plugin calls: an engine that
+// waits for a plugin does not answer that plugin's questions.
+package engine
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/client"
+	"github.com/docker/docker/errdefs"
+)
+
+// timeout bounds one question; a healthy engine answers in milliseconds.
+const timeout = 5 * time.Second
+
+// Engine is the Docker engine behind one socket.
+type Engine struct{ api *client.Client }
+
+// Open returns the engine at host, such as unix:///var/run/docker.sock. It does not connect yet.
+func Open(host string) (*Engine, error) {
+	api, err := client.NewClientWithOpts(client.WithHost(host), client.WithAPIVersionNegotiation())
+	if err != nil {
+		return nil, fmt.Errorf("docker engine %s: %w", host, err)
+	}
+	return &Engine{api}, nil
+}
+
+// Endpoints returns the ids of the endpoints that a Docker network has; known is false if there is no such network.
+func (e *Engine) Endpoints(ctx context.Context, dockerID string) (ids []string, known bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	nw, err := e.api.NetworkInspect(ctx, dockerID, network.InspectOptions{})
+	if errdefs.IsNotFound(err) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("ask Docker for network %s: %w", dockerID, err)
+	}
+	for _, c := range nw.Containers {
+		ids = append(ids, c.EndpointID)
+	}
+	return ids, true, nil
+}
+
+// Close ends the connection.
+func (e *Engine) Close() error { return e.api.Close() }
