@@ -1,0 +1,144 @@
+//go:build e2e
+
+// Package e2e holds the tests of the whole product: real dockerds on several hosts, each with the netdriver program that
+// `make build` made.
+//
+//	make e2e T=TestName
+//
+// Most tests use the hosts that TestMain starts, see main_test.go: names of networks and containers are taken from the test's
+// name, and each test removes what it made. A test that needs hosts in a state of its own calls ownLab.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/netdriver/netdriver/test/e2e/lab"
+)
+
+// ownLab makes a lab for one test. When the test fails the logs stay, and their place is said.
+func ownLab(t *testing.T, config lab.Config) *lab.Lab {
+	t.Helper()
+	l, err := lab.New(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			l.KeepLogs()
+			t.Logf("logs: %s", l.Logs())
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// docker runs the docker command on a node and returns its trimmed output; an error ends the test.
+func docker(t *testing.T, n *lab.Node, args ...string) string {
+	t.Helper()
+	return run(t, n, append([]string{"docker"}, args...)...)
+}
+
+// run runs a command on a node and returns its trimmed output; an error ends the test.
+func run(t *testing.T, n *lab.Node, args ...string) string {
+	t.Helper()
+	out, err := n.Exec(t.Context(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+// refused runs the docker command, which has to fail, and returns what it said.
+func refused(t *testing.T, n *lab.Node, args ...string) string {
+	t.Helper()
+	out, err := n.Docker(t.Context(), args...)
+	if err == nil {
+		t.Fatalf("docker %s succeeded: %s", strings.Join(args, " "), out)
+	}
+	return err.Error()
+}
+
+// httpGet asks a web server for / from a node itself, not from a container. It needs nothing but bash; Debian's static busybox
+// wget crashes on a host with glibc's name services.
+func httpGet(t *testing.T, n *lab.Node, host string, port int) (string, error) {
+	t.Helper()
+	const script = `exec 3<>"/dev/tcp/$0/$1" && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && timeout 5 cat <&3`
+	out, err := n.Exec(t.Context(), "timeout", "10", "bash", "-c", script, host, strconv.Itoa(port))
+	if err != nil {
+		return "", err
+	}
+	_, body, _ := strings.Cut(out, "\r\n\r\n")
+	return strings.TrimSpace(body), nil
+}
+
+// eventually tries until do succeeds; the last error ends the test after the limit.
+func eventually(t *testing.T, limit time.Duration, do func() error) {
+	t.Helper()
+	end := time.Now().Add(limit)
+	for {
+		err := do()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not within %s: %v", limit, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// sameText is an error with the difference of two texts, or nil.
+func sameText(want, got string) error {
+	if diff := cmp.Diff(want, got); diff != "" {
+		return fmt.Errorf("difference (-want +got):\n%s", diff)
+	}
+	return nil
+}
+
+// machine describes what a lab could leave behind: processes, links, mounts, control groups and namespaces with names.
+func machine(t *testing.T) string {
+	t.Helper()
+	var text strings.Builder
+	for _, command := range [][]string{{"ip", "-br", "link"}, {"ip", "netns"}, {"cat", "/proc/self/mountinfo"}} {
+		out, err := exec.CommandContext(context.Background(), command[0], command[1:]...).Output()
+		if err != nil {
+			t.Fatalf("%v: %v", command, err)
+		}
+		text.Write(out)
+	}
+	var found []string
+	groups, err := filepath.Glob("/sys/fs/cgroup/*/netdriver-lab-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found = append(found, groups...)
+	inits, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range inits {
+		if ns, err := os.Readlink(link); err == nil && ns != own {
+			comm, _ := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(link)), "comm"))
+			found = append(found, link+" "+strings.TrimSpace(string(comm)))
+		}
+	}
+	sort.Strings(found)
+	return text.String() + strings.Join(found, "\n")
+}

@@ -1,0 +1,98 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// dockerLimit is how long dockerd may take to answer or to stop. It gives its own containers 10 s to stop.
+const dockerLimit = 60 * time.Second
+
+// StartDocker starts the node's dockerd and waits until it answers. The arguments are added to its command line.
+func (n *Node) StartDocker(ctx context.Context, args ...string) error {
+	if n.docker != nil && !n.docker.ended() {
+		return fmt.Errorf("start dockerd on %s: it is running", n.Name)
+	}
+	// An empty configuration of its own keeps the machine's /etc/docker/daemon.json out.
+	config := filepath.Join(n.Dir, "daemon.json")
+	if err := os.WriteFile(config, []byte("{}\n"), 0o644); err != nil {
+		return fmt.Errorf("start dockerd on %s: %w", n.Name, err)
+	}
+	command := append([]string{"dockerd",
+		"--config-file", config,
+		"--data-root", filepath.Join(n.Dir, "docker"),
+		"--host", "unix:///run/docker.sock",
+		"--exec-opt", "native.cgroupdriver=cgroupfs",
+		"--cgroup-parent", "/" + n.lab.cgroup + "/" + n.Name,
+	}, args...)
+	p, err := n.start("dockerd", nil, command...)
+	if err != nil {
+		return fmt.Errorf("start dockerd on %s: %w", n.Name, err)
+	}
+	n.docker = p
+	answers := func(ctx context.Context) error {
+		if _, err := os.Stat(n.Path("/run/docker.sock")); err != nil {
+			return err
+		}
+		_, err := n.Docker(ctx, "info", "--format", "{{.ServerVersion}}")
+		return err
+	}
+	if err := p.waitFor(ctx, dockerLimit, answers); err != nil {
+		return fmt.Errorf("start dockerd on %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// StopDocker sends a signal to dockerd and waits for its end. SIGKILL leaves containers running, as does any signal with
+// dockerd's --live-restore.
+func (n *Node) StopDocker(signal syscall.Signal) error {
+	if n.docker == nil {
+		return fmt.Errorf("stop dockerd on %s: it was not started", n.Name)
+	}
+	if err := n.docker.stop(signal, dockerLimit); err != nil {
+		return fmt.Errorf("stop dockerd on %s: %w", n.Name, err)
+	}
+	// After a SIGKILL the old socket file would look like a dockerd that does not answer.
+	if err := os.Remove(n.Path("/run/docker.sock")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("stop dockerd on %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// Docker runs the docker command against the node's dockerd and returns its standard output.
+func (n *Node) Docker(ctx context.Context, args ...string) (string, error) {
+	return n.Exec(ctx, append([]string{"docker"}, args...)...)
+}
+
+// ContainerPID is the process id of a container's first process, as seen from outside the node.
+func (n *Node) ContainerPID(ctx context.Context, container string) (int, error) {
+	// dockerd sees the PID namespace of the node; the lab's maker has to find the same process in its own.
+	inside, err := n.Docker(ctx, "inspect", "--format", "{{.State.Pid}}", container)
+	if err != nil {
+		return 0, err
+	}
+	want, err := os.Stat(n.Path(filepath.Join("/proc", trimmed(inside), "ns/pid")))
+	if err != nil {
+		return 0, fmt.Errorf("find container %s of %s: %w", container, n.Name, err)
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, err
+	}
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		if have, err := os.Stat(filepath.Join("/proc", entry.Name(), "ns/pid")); err == nil && os.SameFile(have, want) {
+			return pid, nil
+		}
+	}
+	return 0, fmt.Errorf("find container %s of %s: no process has its PID namespace", container, n.Name)
+}

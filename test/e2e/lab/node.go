@@ -1,0 +1,183 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// ifaFlagNoDAD is IFA_F_NODAD of linux/if_addr.h: the address is usable at once.
+const ifaFlagNoDAD = unix.IFA_F_NODAD
+
+// bootScript is what a node's init does: the set-up that has to happen inside, then nothing but reaping orphans (bash
+// reaps every child) until its standard input, held by the lab's maker, ends. Docker needs the mounts shared, and
+// forwarding switched on as on any Docker host.
+const bootScript = `set -e
+mount --make-rshared /
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /run/docker/plugins /run/lock
+hostname "$0"
+ip link set lo up
+echo 1 >/proc/sys/net/ipv4/ip_forward
+echo ready
+read -r _`
+
+// A Node is one pretended host.
+type Node struct {
+	// Name is also its host name: n1, n2, …
+	Name string
+	// Addr is its address on the underlay, on eth0.
+	Addr netip.Addr
+	// Dir holds what outlives a reboot: dockerd's data root and the daemon's data directory.
+	Dir string
+
+	lab    *Lab
+	init   *process
+	docker *process
+	daemon *process
+}
+
+func (l *Lab) node(name string, addr netip.Addr) *Node {
+	return &Node{Name: name, Addr: addr, Dir: filepath.Join(l.Dir, name), lab: l}
+}
+
+// boot makes the node's namespaces and waits until its init has set them up.
+func (n *Node) boot(ctx context.Context) error {
+	if err := os.MkdirAll(n.Dir, 0o755); err != nil {
+		return fmt.Errorf("boot node %s: %w", n.Name, err)
+	}
+	cmd := exec.Command("unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+		"--propagation", "private", "bash", "-c", bootScript, n.Name)
+	cmd.Env = n.env()
+	// Never written to: its end, when this process ends or in halt, is what ends the node.
+	if _, err := cmd.StdinPipe(); err != nil {
+		return fmt.Errorf("boot node %s: %w", n.Name, err)
+	}
+	init, err := start(cmd, n.log("init"))
+	if err != nil {
+		return fmt.Errorf("boot node %s: %w", n.Name, err)
+	}
+	n.init = init
+	ready := func(context.Context) error {
+		text, err := os.ReadFile(init.log)
+		if err == nil && !bytes.HasSuffix(text, []byte("ready\n")) {
+			err = errors.New("its init is not ready")
+		}
+		return err
+	}
+	if err := init.waitFor(ctx, 10*time.Second, ready); err != nil {
+		return fmt.Errorf("boot node %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// halt is the power switch: it ends every process of the node at once, and waits until they are gone. The kernel kills
+// whatever is in a PID namespace when its init ends.
+func (n *Node) halt() error {
+	if n.init == nil {
+		return nil
+	}
+	if err := n.init.stop(unix.SIGKILL, 20*time.Second); err != nil {
+		return fmt.Errorf("halt node %s: %w", n.Name, err)
+	}
+	for _, p := range []*process{n.docker, n.daemon} {
+		if p != nil {
+			<-p.done
+		}
+	}
+	n.init, n.docker, n.daemon = nil, nil, nil
+	return nil
+}
+
+// Reboot cuts the node's power and boots it again with the same address. All that a real host would lose is lost:
+// processes, /run, network devices and namespaces; dockerd's and the daemon's data directories stay. Neither is started
+// again.
+func (n *Node) Reboot(ctx context.Context) error {
+	if err := n.halt(); err != nil {
+		return err
+	}
+	if err := n.lab.unplug(n); err != nil {
+		return fmt.Errorf("reboot node %s: remove its old port: %w", n.Name, err)
+	}
+	if err := n.boot(ctx); err != nil {
+		return err
+	}
+	if err := n.lab.record(); err != nil {
+		return fmt.Errorf("reboot node %s: %w", n.Name, err)
+	}
+	return n.lab.plug(n)
+}
+
+// Command prepares a command in the node's namespaces; as with exec.CommandContext, the end of ctx kills it. The child
+// of nsenter dies with nsenter, which has no other way to pass a SIGKILL on.
+func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
+	enter := []string{"--target", strconv.Itoa(n.init.pid), "--mount", "--net", "--uts", "--pid",
+		"--", "setpriv", "--pdeathsig", "KILL", "--"}
+	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
+	cmd.Env = n.env()
+	cmd.WaitDelay = time.Second
+	return cmd
+}
+
+// Exec runs a command in the node and returns its standard output. An error names the node and the command and carries
+// the standard error, and the output too.
+func (n *Node) Exec(ctx context.Context, args ...string) (string, error) {
+	cmd := n.Command(ctx, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		said := strings.TrimSpace(strings.TrimSpace(stdout.String()) + "\n" + strings.TrimSpace(stderr.String()))
+		return stdout.String(), fmt.Errorf("on %s: %s: %w\n%s", n.Name, strings.Join(args, " "), err, said)
+	}
+	return stdout.String(), nil
+}
+
+// env is the environment of all commands in the node. Nothing of the caller's is passed on, so no DOCKER_HOST, context or
+// client configuration of the user's leads a command out of the lab. Debian's docker comes before a newer client.
+func (n *Node) env() []string {
+	path := "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
+	if n.lab.config.Binary != "" {
+		path = filepath.Dir(n.lab.config.Binary) + ":" + path
+	}
+	return []string{"PATH=" + path, "HOME=" + n.Dir, "LC_ALL=C"}
+}
+
+// log is the file that takes the output of one of the node's processes.
+func (n *Node) log(process string) string {
+	return filepath.Join(n.lab.Logs(), n.Name+"-"+process+".log")
+}
+
+// netlink opens a netlink socket in the node's network namespace; only the socket moves there, not the thread.
+func (n *Node) netlink() (*netlink.Handle, error) {
+	ns, err := netns.GetFromPid(n.init.pid)
+	if err != nil {
+		return nil, fmt.Errorf("open the network namespace of %s: %w", n.Name, err)
+	}
+	defer ns.Close()
+	return netlink.NewHandleAt(ns)
+}
+
+// Path is where a file of the node, such as /run/docker.sock, is found from outside the node.
+func (n *Node) Path(inside string) string {
+	return filepath.Join("/proc", strconv.Itoa(n.init.pid), "root", inside)
+}
+
+// start starts a long-running process in the node.
+func (n *Node) start(name string, env []string, args ...string) (*process, error) {
+	cmd := n.Command(context.Background(), args...)
+	cmd.Env = slices.Concat(cmd.Env, env)
+	return start(cmd, n.log(name))
+}

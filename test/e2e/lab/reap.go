@@ -1,0 +1,187 @@
+package lab
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// dirPrefix starts the name of every directory that the lab chooses itself, and so of its control groups.
+const dirPrefix = "netdriver-lab-"
+
+// recordFile is where a lab keeps what Reap needs.
+const recordFile = "lab.json"
+
+// roomInMemory is what /dev/shm must have free, in bytes, to be used: a node's images and logs need some 20 MB.
+const roomInMemory = 1 << 30
+
+// reapLimit is how long the end of a killed process may take.
+const reapLimit = 10 * time.Second
+
+// A record is what a lab leaves on disk for the case that its maker is killed.
+type record struct {
+	// Cgroup is the lab's control group below each controller's root.
+	Cgroup string `json:"cgroup"`
+	// Maker is the process that made the lab, Inits are the nodes' first processes.
+	Maker identity   `json:"maker"`
+	Inits []identity `json:"inits"`
+}
+
+// An identity names a process for as long as the machine runs: process ids are used again, with another start time.
+type identity struct {
+	PID int `json:"pid"`
+	// Start is field 22 of proc(5)'s stat: clock ticks since boot.
+	Start uint64 `json:"start"`
+}
+
+// record writes down the lab's processes.
+func (l *Lab) record() error {
+	maker, err := identify(os.Getpid())
+	if err != nil {
+		return err
+	}
+	r := record{Cgroup: l.cgroup, Maker: maker}
+	for _, n := range append([]*Node{l.Outside}, l.Nodes...) {
+		init, err := identify(n.init.pid)
+		if err != nil {
+			return err
+		}
+		r.Inits = append(r.Inits, init)
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(l.Dir, recordFile), text, 0o600)
+}
+
+// Reap ends and removes what is left of the lab in dir, whose maker was killed. A lab whose maker lives is an error.
+func Reap(dir string) error {
+	text, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if err != nil {
+		return fmt.Errorf("reap lab %s: %w", dir, err)
+	}
+	var r record
+	if err := json.Unmarshal(text, &r); err != nil {
+		return fmt.Errorf("reap lab %s: %w", dir, err)
+	}
+	if r.Maker.alive() {
+		return fmt.Errorf("reap lab %s: its maker, process %d, is still running", dir, r.Maker.PID)
+	}
+	for _, init := range r.Inits {
+		if err := init.end(); err != nil {
+			return fmt.Errorf("reap lab %s: %w", dir, err)
+		}
+	}
+	if err := errors.Join(removeCgroups(r.Cgroup), os.RemoveAll(dir)); err != nil {
+		return fmt.Errorf("reap lab %s: %w", dir, err)
+	}
+	return nil
+}
+
+// ReapAll reaps every lab in the default places whose maker is gone, and returns their directories.
+func ReapAll() ([]string, error) {
+	var reaped []string
+	var errs []error
+	for _, parent := range []string{"/dev/shm", os.TempDir()} {
+		records, err := filepath.Glob(filepath.Join(parent, dirPrefix+"*", recordFile))
+		errs = append(errs, err)
+		for _, file := range records {
+			dir := filepath.Dir(file)
+			var r record
+			text, err := os.ReadFile(file)
+			if err != nil || json.Unmarshal(text, &r) != nil || r.Maker.alive() {
+				continue
+			}
+			errs = append(errs, Reap(dir))
+			reaped = append(reaped, dir)
+		}
+	}
+	return reaped, errors.Join(errs...)
+}
+
+// identify reads a process's start time. The command name, in parentheses, may itself hold blanks and parentheses.
+func identify(pid int) (identity, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return identity{}, err
+	}
+	rest := string(text[strings.LastIndexByte(string(text), ')')+1:])
+	fields := strings.Fields(rest)
+	if len(fields) < 20 {
+		return identity{}, fmt.Errorf("/proc/%d/stat has %d fields after the name", pid, len(fields))
+	}
+	start, err := strconv.ParseUint(fields[22-3], 10, 64)
+	return identity{PID: pid, Start: start}, err
+}
+
+func (i identity) alive() bool {
+	now, err := identify(i.PID)
+	return err == nil && now == i
+}
+
+// end kills the process, unless it has ended, and waits until it is gone. The init of a PID namespace goes last of its
+// namespace.
+func (i identity) end() error {
+	for range reapLimit / pollEvery {
+		if !i.alive() {
+			return nil
+		}
+		if err := unix.Kill(i.PID, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill process %d: %w", i.PID, err)
+		}
+		time.Sleep(pollEvery)
+	}
+	return fmt.Errorf("process %d is still there %s after SIGKILL", i.PID, reapLimit)
+}
+
+// removeCgroups removes the lab's control groups: of every controller where they are mounted one by one (version 1), or
+// the one of version 2. A group goes only when it is empty, deepest first.
+func removeCgroups(name string) error {
+	if !filepath.IsLocal(name) || name == "." {
+		return fmt.Errorf("remove control group %q: not a name of the lab's", name)
+	}
+	roots, err := filepath.Glob("/sys/fs/cgroup/*/" + name)
+	if err != nil {
+		return err
+	}
+	var dirs []string
+	for _, root := range append(roots, "/sys/fs/cgroup/"+name) {
+		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err == nil && entry.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	var errs []error
+	for i := len(dirs) - 1; i >= 0; i-- {
+		if err := os.Remove(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tempParent is where labs are made: in memory, where overlay2 works and image layers cost no disk writes, if it has room.
+func tempParent() string {
+	var stat unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &stat); err == nil && stat.Bavail*uint64(stat.Bsize) > roomInMemory {
+		return "/dev/shm"
+	}
+	return os.TempDir()
+}
