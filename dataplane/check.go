@@ -1,0 +1,106 @@
+package dataplane
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// The orders of a Network's slices.
+func comparePorts(a, b Port) int { return cmp.Compare(a.Endpoint, b.Endpoint) }
+
+func compareFDB(a, b FDBEntry) int {
+	return cmp.Or(cmp.Compare(a.Port, b.Port), bytes.Compare(a.MAC[:], b.MAC[:]), a.VTEP.Compare(b.VTEP))
+}
+
+func compareNeighbours(a, b Neighbour) int { return a.Address.Compare(b.Address) }
+
+// Sort puts the slices of n into the order that Network promises and removes duplicates, in place.
+func (n *Network) Sort() {
+	slices.SortFunc(n.Ports, comparePorts)
+	slices.SortFunc(n.FDB, compareFDB)
+	n.FDB = slices.Compact(n.FDB)
+	slices.SortFunc(n.Neighbours, compareNeighbours)
+	n.Neighbours = slices.Compact(n.Neighbours)
+}
+
+// ErrWant is wrapped by errors about a wanted network that no kernel could have.
+var ErrWant = errors.New("impossible network")
+
+// Check says whether n can be wanted: a valid VNI, sorted slices, every entry on a device that is wanted too, one place
+// for each MAC in each table, and no two endpoints whose devices would have the same name. The error wraps ErrWant.
+func (n Network) Check() error {
+	err := errors.Join(vxlan.CheckVNI(n.VNI), n.checkOrder(), n.checkPorts(), n.checkEntries())
+	if err != nil {
+		return fmt.Errorf("%w %s: %w", ErrWant, n.Name, err)
+	}
+	return nil
+}
+
+// strictly says whether s is sorted by compare without duplicates.
+func strictly[T any](s []T, compare func(a, b T) int) bool {
+	for i := 1; i < len(s); i++ {
+		if compare(s[i-1], s[i]) >= 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (n Network) checkOrder() error {
+	if !strictly(n.Ports, comparePorts) || !strictly(n.FDB, compareFDB) || !strictly(n.Neighbours, compareNeighbours) {
+		return errors.New("ports or entries are not sorted, or one is there twice")
+	}
+	return nil
+}
+
+func (n Network) checkPorts() error {
+	if (len(n.Ports) > 0 || len(n.Neighbours) > 0 || n.VXLAN.Enslaved) && !n.Bridge.Present {
+		return errors.New("ports or neighbours without a bridge")
+	}
+	for i, p := range n.Ports { // sorted, so that those that begin alike are side by side
+		if p.Endpoint == "" {
+			return errors.New("port without endpoint id")
+		}
+		if i > 0 && PortName(n.Ports[i-1].Endpoint) == PortName(p.Endpoint) {
+			return fmt.Errorf("endpoints %s and %s begin with the same %d characters, so that both devices would be %s; "+
+				"remove one of the containers and start it again", n.Ports[i-1].Endpoint, p.Endpoint, idInName, PortName(p.Endpoint))
+		}
+	}
+	return nil
+}
+
+func (n Network) checkEntries() error {
+	ports := make(map[string]bool, len(n.Ports))
+	for _, p := range n.Ports {
+		ports[p.Endpoint] = true
+	}
+	place := make(map[fdbKey]bool, len(n.FDB))
+	for _, e := range n.FDB {
+		switch {
+		case e.Port != "" && !ports[e.Port]:
+			return fmt.Errorf("MAC %s on endpoint %s, which has no port", e.MAC, e.Port)
+		case e.Port != "" && e.VTEP.IsValid():
+			return fmt.Errorf("MAC %s on endpoint %s has a VTEP %s too", e.MAC, e.Port, e.VTEP)
+		case e.Port == "" && (!n.VXLAN.Present || !e.VTEP.IsValid() && !n.VXLAN.Enslaved):
+			return fmt.Errorf("MAC %s on a VXLAN device that is not wanted so", e.MAC)
+		case e.VTEP.IsValid() && e.VTEP.Is4() != n.VXLAN.Local.Is4():
+			return fmt.Errorf("VTEP %s of MAC %s is not of the same IP version as our own %s", e.VTEP, e.MAC, n.VXLAN.Local)
+		case e.MAC.IsZero() && !e.VTEP.IsValid():
+			return errors.New("zero MAC in the bridge's table")
+		case !e.MAC.IsZero() && place[keyOf(e)]:
+			return fmt.Errorf("MAC %s is in two places", e.MAC)
+		}
+		place[keyOf(e)] = true
+	}
+	if i := len(n.Neighbours) - 1; i >= 0 && n.Neighbours[i].Address.Is6() && n.Bridge.MTU < vxlan.MinMTU6 {
+		// Sorted: IPv4 comes first. The kernel takes IPv6 off a device with less (net/ipv6/addrconf.c).
+		return fmt.Errorf("IPv6 neighbour %s needs an MTU of at least %d, not %d",
+			n.Neighbours[i].Address, vxlan.MinMTU6, n.Bridge.MTU)
+	}
+	return nil
+}

@@ -1,0 +1,133 @@
+package dataplane
+
+import (
+	"context"
+
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// Change lets another program change a network behind the data plane's back; change may do anything to its argument.
+// The kernel's own consequences (entries of a device that goes, for example) are the caller's to make.
+func (f *Fake) Change(v vxlan.VNI, change func(*Network)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := &Network{VNI: v}
+	if there := f.nets[v]; there != nil {
+		n = there
+	}
+	before := n.clone()
+	change(n)
+	n.Sort()
+	f.master[VXLANName(v)] = n.VXLAN.Enslaved
+	for _, p := range n.Ports {
+		f.master[PortName(p.Endpoint)] = p.Enslaved
+	}
+	for _, e := range n.FDB {
+		f.place(v, e)
+	}
+	f.keep(n)
+	f.announce(before, *n)
+}
+
+// event is what the kernel reports after an operation on an entry.
+func (op Op) event() Event {
+	e := Event{VNI: op.VNI, Deleted: op.Verb == DelFDB || op.Verb == DelNeighbour}
+	if op.Verb == PutFDB || op.Verb == DelFDB {
+		e.FDB = op.entry()
+	} else {
+		e.Neighbour = Neighbour{Address: op.Address, MAC: op.MAC}
+	}
+	return e
+}
+
+// LoseEvents tells every reader that events were lost.
+func (f *Fake) LoseEvents() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.send(Event{Lost: true})
+}
+
+// Events implements Kernel.
+func (f *Fake) Events(ctx context.Context) (<-chan Event, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := make(chan Event, fakeBacklog)
+	f.subs[c] = true
+	context.AfterFunc(ctx, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.subs, c)
+		close(c)
+	})
+	return c, nil
+}
+
+// send gives e to every reader. Like the kernel it does not wait: what a slow reader misses is lost, and it is told.
+func (f *Fake) send(e Event) {
+	for c := range f.subs {
+		select {
+		case c <- e:
+			continue
+		default:
+		}
+		select {
+		case <-c: // make room for the news
+		default:
+		}
+		c <- Event{Lost: true}
+	}
+}
+
+// announce sends what differs between two states of a network, unless nobody listens.
+func (f *Fake) announce(before, after Network) {
+	if len(f.subs) == 0 {
+		return
+	}
+	v := after.VNI
+	devices := func(was, is devices) {
+		for name := range was {
+			if _, there := is[name]; !there {
+				f.send(Event{VNI: v, Device: name, Deleted: true})
+			}
+		}
+		for name, l := range is {
+			if was[name] != l {
+				f.send(Event{VNI: v, Device: name, MTU: l.mtu, Up: l.up, Enslaved: l.enslaved})
+			}
+		}
+	}
+	devices(devicesOf(before), devicesOf(after))
+	merge(before.FDB, after.FDB, compareFDB, func(was, is *FDBEntry) {
+		switch {
+		case is == nil:
+			f.send(Event{VNI: v, FDB: *was, Deleted: true})
+		case was == nil:
+			f.send(Event{VNI: v, FDB: *is})
+		}
+	})
+	merge(before.Neighbours, after.Neighbours, compareNeighbours, func(was, is *Neighbour) {
+		switch {
+		case is == nil:
+			f.send(Event{VNI: v, Neighbour: *was, Deleted: true})
+		case was == nil || *was != *is:
+			f.send(Event{VNI: v, Neighbour: *is})
+		}
+	})
+}
+
+// devices are a network's devices by name.
+type devices map[string]link
+
+func devicesOf(n Network) devices {
+	d := devices{}
+	if n.Bridge.Present {
+		d[BridgeName(n.VNI)] = link{n.Bridge.MTU, n.Bridge.Up, false}
+	}
+	if n.VXLAN.Present {
+		d[VXLANName(n.VNI)] = link{n.VXLAN.MTU, n.VXLAN.Up, n.VXLAN.Enslaved}
+	}
+	for _, p := range n.Ports {
+		d[PortName(p.Endpoint)] = link{p.MTU, p.Up, p.Enslaved}
+	}
+	return d
+}

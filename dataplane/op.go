@@ -1,0 +1,98 @@
+package dataplane
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// Verb is what an Op does.
+type Verb uint8
+
+// The verbs, in the order in which a plan has them.
+const (
+	AddBridge Verb = iota + 1
+	AddVXLAN
+	AddPort
+	SetMaster // make the device a port of the network's bridge
+	SetFlags  // set the bridge port's flags: learning off, and neighbour suppression on for the VXLAN device
+	SetMTU
+	SetUp
+	PutFDB       // add the entry, or change what its MAC has
+	PutNeighbour // add the entry, or change what its address has
+	DelFDB
+	DelNeighbour
+	DelLink // with all entries on the device
+)
+
+// Op is one change of one object in the kernel. It is a value: two equal Ops do the same.
+type Op struct {
+	Verb Verb
+	VNI  vxlan.VNI
+	// Network is the network's name, Device the device's; Endpoint is set if the device is a port.
+	Network, Device, Endpoint string
+	// MTU in bytes, of AddBridge, AddVXLAN, AddPort, SetMTU.
+	MTU int
+	// Local, Underlay and UDPPort are those of AddVXLAN. For SetMTU of a VXLAN device Underlay and Local say what the
+	// MTU must fit into.
+	Local    netip.Addr
+	Underlay string
+	UDPPort  uint16
+	// MAC of AddPort (the container's end), PutFDB, DelFDB, PutNeighbour; VTEP of the first two of those entries if they
+	// are the VXLAN device's own; Address of the neighbour verbs.
+	MAC     vxlan.MAC
+	VTEP    netip.Addr
+	Address netip.Addr
+}
+
+// String returns the command that does the same inside our namespace; "host" stands for the host's own namespace.
+func (o Op) String() string {
+	switch o.Verb {
+	case AddBridge:
+		return fmt.Sprintf("ip link add %s mtu %d alias %q addrgenmode none type bridge mcast_snooping 0",
+			o.Device, o.MTU, networkAlias(o.Network))
+	case AddVXLAN:
+		return fmt.Sprintf("ip link add %s link-netns host mtu %d alias %q addrgenmode none"+
+			" type vxlan id %d dstport %d local %s dev %s nolearning",
+			o.Device, o.MTU, networkAlias(o.Network), o.VNI, o.UDPPort, o.Local, o.Underlay)
+	case AddPort:
+		return fmt.Sprintf("ip link add %s mtu %d alias %q addrgenmode none"+
+			" type veth peer name %s address %s mtu %d netns host",
+			o.Device, o.MTU, portAlias(o.Endpoint, o.Network, o.VNI), ContainerEnd(o.Endpoint), o.MAC, o.MTU)
+	case SetMaster:
+		return fmt.Sprintf("ip link set %s master %s", o.Device, BridgeName(o.VNI))
+	case SetFlags:
+		if o.Endpoint == "" {
+			return fmt.Sprintf("bridge link set dev %s learning off neigh_suppress on", o.Device)
+		}
+		return fmt.Sprintf("bridge link set dev %s learning off", o.Device)
+	case SetMTU:
+		return fmt.Sprintf("ip link set %s mtu %d", o.Device, o.MTU)
+	case SetUp:
+		return fmt.Sprintf("ip link set %s up", o.Device)
+	case DelLink:
+		return fmt.Sprintf("ip link del %s", o.Device)
+	}
+	return o.entryString()
+}
+
+func (o Op) entryString() string {
+	switch {
+	case o.Verb == PutFDB && o.VTEP.IsValid() && o.MAC.IsZero():
+		return fmt.Sprintf("bridge fdb append %s dev %s dst %s self permanent", o.MAC, o.Device, o.VTEP)
+	case o.Verb == PutFDB && o.VTEP.IsValid():
+		return fmt.Sprintf("bridge fdb replace %s dev %s dst %s self permanent", o.MAC, o.Device, o.VTEP)
+	case o.Verb == PutFDB:
+		return fmt.Sprintf("bridge fdb replace %s dev %s master static", o.MAC, o.Device)
+	case o.Verb == DelFDB && o.VTEP.IsValid():
+		return fmt.Sprintf("bridge fdb del %s dev %s dst %s self", o.MAC, o.Device, o.VTEP)
+	case o.Verb == DelFDB:
+		return fmt.Sprintf("bridge fdb del %s dev %s master", o.MAC, o.Device)
+	case o.Verb == PutNeighbour:
+		return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", o.Address, o.MAC, o.Device)
+	case o.Verb == DelNeighbour:
+		return fmt.Sprintf("ip neigh del %s dev %s", o.Address, o.Device)
+	}
+	return fmt.Sprintf("unknown operation %d on %s", o.Verb, o.Device)
+}

@@ -1,0 +1,247 @@
+package dataplane
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// plan returns the operations that lead from have to want, which must have passed Network.Check. Devices come before the
+// entries on them and additions before removals, so that traffic between endpoints that stay is never interrupted. The
+// exception is a VXLAN device whose identity differs (its address, UDP port or underlay): the kernel cannot change
+// these, and two devices with one VNI and port cannot exist, so it goes first and all on it is made again.
+func plan(have, want Network) []Op {
+	p := planner{have: have, want: settled(have, want)}
+	p.have.FDB = slices.DeleteFunc(slices.Clone(have.FDB), p.goesAnyway)
+	if !have.Bridge.Present || !want.Bridge.Present { // the bridge's neighbours go with it
+		p.have.Neighbours = nil
+	}
+	p.bridge()
+	p.vxlan()
+	p.ports()
+	slices.Reverse(p.dels)
+	p.entries()
+	return append(p.ops, p.dels...)
+}
+
+// settled returns want as it can be: without ports to adopt that are not there, and without their entries.
+func settled(have, want Network) Network {
+	missing := map[string]bool{}
+	merge(have.Ports, want.Ports, comparePorts, func(h, w *Port) {
+		if w != nil && w.Adopt && h == nil {
+			missing[w.Endpoint] = true
+		}
+	})
+	if len(missing) > 0 {
+		want.Ports = slices.DeleteFunc(slices.Clone(want.Ports), func(p Port) bool { return missing[p.Endpoint] })
+		want.FDB = slices.DeleteFunc(slices.Clone(want.FDB), func(e FDBEntry) bool { return missing[e.Port] })
+	}
+	return want
+}
+
+// planner collects a plan: the removals wait until the rest is there.
+type planner struct {
+	have, want Network
+	ops, dels  []Op
+}
+
+// goesAnyway says whether an entry that is there needs no removal of its own, since its device or bridge is gone or goes.
+func (p *planner) goesAnyway(e FDBEntry) bool {
+	if !e.VTEP.IsValid() && !(p.have.Bridge.Present && p.want.Bridge.Present) {
+		return true
+	}
+	if e.Port == "" {
+		return !p.have.VXLAN.Present || !p.want.VXLAN.Present || p.remakesVXLAN()
+	}
+	_, wanted := slices.BinarySearchFunc(p.want.Ports, e.Port, func(q Port, id string) int { return cmp.Compare(q.Endpoint, id) })
+	return !wanted
+}
+
+// remakesVXLAN says whether the VXLAN device differs in what the kernel cannot change.
+func (p *planner) remakesVXLAN() bool {
+	have, want := p.have.VXLAN, p.want.VXLAN
+	return have.Present && want.Present &&
+		(have.Local != want.Local || have.Underlay != want.Underlay || have.Port != want.Port)
+}
+
+// on starts an operation on a device of the network.
+func (p *planner) on(v Verb, device, endpoint string) Op {
+	n := p.want
+	if n.VNI == 0 {
+		n = p.have
+	}
+	return Op{Verb: v, VNI: n.VNI, Network: n.Name, Device: device, Endpoint: endpoint}
+}
+
+func (p *planner) bridge() {
+	have, want := p.have.Bridge, p.want.Bridge
+	op := p.on(AddBridge, "", "")
+	op.Device = BridgeName(op.VNI)
+	if !want.Present {
+		if have.Present {
+			p.remove(op)
+		}
+		return
+	}
+	if !have.Present {
+		op.MTU = want.MTU
+		p.ops = append(p.ops, op)
+		have = Bridge{MTU: want.MTU}
+	}
+	p.set(op, link{have.MTU, have.Up, true}, link{want.MTU, want.Up, true})
+}
+
+func (p *planner) vxlan() {
+	have, want := p.have.VXLAN, p.want.VXLAN
+	op := p.on(AddVXLAN, "", "")
+	op.Device = VXLANName(op.VNI)
+	if !want.Present {
+		if have.Present {
+			p.remove(op)
+		}
+		return
+	}
+	op.Local, op.Underlay, op.UDPPort = want.Local, want.Underlay, want.Port
+	if p.remakesVXLAN() {
+		p.ops = append(p.ops, p.on(DelLink, op.Device, ""))
+		have.Present = false
+	}
+	if !have.Present {
+		op.MTU = want.MTU
+		p.ops = append(p.ops, op)
+		have = VXLAN{MTU: want.MTU}
+	}
+	p.set(op, link{have.MTU, have.Up, have.Enslaved}, link{want.MTU, want.Up, want.Enslaved})
+}
+
+func (p *planner) ports() {
+	merge(p.have.Ports, p.want.Ports, comparePorts, func(have, want *Port) {
+		if want == nil {
+			p.remove(p.on(DelLink, PortName(have.Endpoint), have.Endpoint))
+			return
+		}
+		op := p.on(AddPort, PortName(want.Endpoint), want.Endpoint)
+		if have == nil {
+			op.MTU, op.MAC = want.MTU, want.MAC
+			p.ops = append(p.ops, op)
+			have = &Port{MTU: want.MTU}
+		}
+		p.set(op, link{have.MTU, have.Up, have.Enslaved}, link{want.MTU, want.Up, want.Enslaved})
+	})
+}
+
+// link is the part that all devices have in common.
+type link struct {
+	mtu          int
+	up, enslaved bool
+}
+
+// set plans what brings a device that is there from have to want. The flags follow the enslaving, since the kernel
+// resets them with it; a device comes up last, so that no frame meets it half-configured.
+func (p *planner) set(dev Op, have, want link) {
+	add := func(v Verb) {
+		op := p.on(v, dev.Device, dev.Endpoint)
+		if v == SetMTU {
+			op.MTU, op.Local, op.Underlay = want.mtu, dev.Local, dev.Underlay
+		}
+		p.ops = append(p.ops, op)
+	}
+	if have.mtu != want.mtu {
+		add(SetMTU)
+	}
+	if want.enslaved && !have.enslaved {
+		add(SetMaster)
+		add(SetFlags)
+	}
+	if want.up && !have.up {
+		add(SetUp)
+	}
+}
+
+// remove plans the removal of a device. plan reverses these, so that ports go first and the bridge last.
+func (p *planner) remove(dev Op) { p.dels = append(p.dels, p.on(DelLink, dev.Device, dev.Endpoint)) }
+
+// entries plans the forwarding and neighbour entries. Their removals come before those of devices.
+func (p *planner) entries() {
+	var dels []Op
+	put := map[fdbKey]bool{}
+	merge(p.have.FDB, p.want.FDB, compareFDB, func(have, want *FDBEntry) {
+		switch {
+		case have == nil:
+			put[keyOf(*want)] = true
+			p.ops = append(p.ops, p.fdb(PutFDB, *want))
+		case want == nil:
+			dels = append(dels, p.fdb(DelFDB, *have))
+		}
+	})
+	// A MAC has one place in each table, so putting it elsewhere has removed it here. Only the flood list has several.
+	dels = slices.DeleteFunc(dels, func(o Op) bool {
+		return !o.MAC.IsZero() && put[fdbKey{o.MAC, o.VTEP.IsValid()}]
+	})
+	merge(p.have.Neighbours, p.want.Neighbours, compareNeighbours, func(have, want *Neighbour) {
+		switch {
+		case want == nil:
+			dels = append(dels, p.neighbour(DelNeighbour, *have))
+		case have == nil || have.MAC != want.MAC:
+			p.ops = append(p.ops, p.neighbour(PutNeighbour, *want))
+		}
+	})
+	p.dels = slices.Concat(dels, p.dels)
+}
+
+func (p *planner) fdb(v Verb, e FDBEntry) Op {
+	op := p.on(v, "", e.Port)
+	op.Device = VXLANName(op.VNI)
+	if e.Port != "" {
+		op.Device = PortName(e.Port)
+	}
+	op.MAC, op.VTEP = e.MAC, e.VTEP
+	return op
+}
+
+func (p *planner) neighbour(v Verb, n Neighbour) Op {
+	op := p.on(v, "", "")
+	op.Device, op.Address = BridgeName(op.VNI), n.Address
+	if v == PutNeighbour {
+		op.MAC = n.MAC
+	}
+	return op
+}
+
+// fdbKey is what the kernel keeps one entry for: a MAC in the VXLAN device's table or in the bridge's.
+type fdbKey struct {
+	mac  vxlan.MAC
+	self bool
+}
+
+func keyOf(e FDBEntry) fdbKey { return fdbKey{e.MAC, e.VTEP.IsValid()} }
+
+// merge walks two sorted slices at once and calls f with what compares equal; what one of them lacks is nil.
+func merge[T any](have, want []T, compare func(a, b T) int, f func(have, want *T)) {
+	for len(have) > 0 || len(want) > 0 {
+		var c int
+		switch {
+		case len(have) == 0:
+			c = 1
+		case len(want) == 0:
+			c = -1
+		default:
+			c = compare(have[0], want[0])
+		}
+		switch {
+		case c < 0:
+			f(&have[0], nil)
+		case c > 0:
+			f(nil, &want[0])
+		default:
+			f(&have[0], &want[0])
+		}
+		if c <= 0 {
+			have = have[1:]
+		}
+		if c >= 0 {
+			want = want[1:]
+		}
+	}
+}
