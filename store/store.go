@@ -1,6 +1,6 @@
 // Package store is the cluster's truth: small versioned JSON records under one prefix, changed by compare-and-swap
-// transactions and followed by watches. The interface has three implementations that pass one suite (store/storetest): Memory in this package, and
-// package store/etcd for an embedded and for a remote etcd.
+// transactions and followed by watches. The interface has three implementations that pass one suite (store/storetest):
+// Memory in this package, and package store/etcd for an embedded and for a remote etcd.
 package store
 
 import (
@@ -15,8 +15,8 @@ var (
 	ErrConflict = errors.New("the store changed meanwhile")
 	// ErrUnavailable says that the store could not be asked in time. Existing traffic is not affected.
 	ErrUnavailable = errors.New("the store cannot be reached")
-	// ErrInvalid says that a request can never succeed as it is: an empty key, a key named twice in one transaction,
-	// a value or a transaction that is too large.
+	// ErrInvalid says that a request can never succeed as it is: an empty key, a key written twice in one transaction
+	// (also a put of what the same transaction deletes by prefix), a value or a transaction that is too large.
 	ErrInvalid = errors.New("invalid store request")
 )
 
@@ -25,6 +25,9 @@ const (
 	MaxOps = 128
 	// MaxValue is the largest value in bytes; etcd's default --max-request-bytes is 1.5 MiB for a whole request.
 	MaxValue = 1 << 20
+	// MaxRequest is the size of all keys and values of one transaction, in bytes, with room below etcd's limit for what
+	// its encoding adds.
+	MaxRequest = 5 << 18
 )
 
 // KV is one key with its value. Revisions are those of etcd: cluster-wide, growing with each transaction.
