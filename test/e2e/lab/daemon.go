@@ -39,7 +39,7 @@ type DaemonConfig struct {
 func (c DaemonConfig) Command(n *Node) []string {
 	binary := c.Binary
 	if binary == "" {
-		binary = "netdriver"
+		binary = filepath.Base(n.lab.config.Binary) // found through PATH, see Node.env
 	}
 	args := []string{binary, "run", "--underlay", n.Addr.String(), "--data-dir", filepath.Join(n.Dir, "netdriver")}
 	if len(c.Store) > 0 {

@@ -1,0 +1,60 @@
+# Lists its targets: make help
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# The race detector needs a C compiler.
+RACE := $(shell command -v gcc >/dev/null && echo -race)
+# A regular expression for the names of the end-to-end tests to run.
+T ?= .
+FUZZTIME ?= 10s
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+.PHONY: deps
+deps: ## install the Debian packages that the demo and the tests need (root)
+	@script/deps
+
+.PHONY: build
+build: ## build bin/netdriver, one static program
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/netdriver ./cmd/netdriver
+
+.PHONY: demo
+demo: ## two Docker hosts on this machine, one network over both (root)
+	@script/deps demo
+	@$(MAKE) --no-print-directory build
+	@go build -o bin/demo ./test/demo
+	@bin/demo --binary bin/netdriver
+
+.PHONY: test
+test: deps ## everything that CI runs: lint, unit, moby, e2e (root)
+	@script/test lint unit moby e2e
+
+.PHONY: unit
+unit: ## unit, golden, property and kernel tests, with the race detector (root)
+	go test $(RACE) -timeout 10m ./...
+
+.PHONY: moby
+moby: build ## Docker's own libnetwork drives the plugin (root)
+	cd test/moby && go test -count=1 -timeout 5m ./...
+
+.PHONY: e2e
+e2e: build ## end-to-end tests on real Docker hosts; T=REGEXP chooses some (root)
+	go test -tags e2e -count=1 -v -timeout 30m -run '$(T)' ./test/e2e/...
+
+.PHONY: bench
+bench: build ## side by side with Docker's own drivers; writes docs/benchmarks.md (root)
+	go run ./test/bench
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (10s)
+	@script/fuzz $(FUZZTIME)
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck, shellcheck
+	@script/lint
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin out
