@@ -33,6 +33,13 @@ func ownLab(t *testing.T, config lab.Config) *lab.Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	closeAtEnd(t, l)
+	return l
+}
+
+// closeAtEnd removes a lab at the test's end.
+func closeAtEnd(t *testing.T, l *lab.Lab) {
+	t.Helper()
 	t.Cleanup(func() {
 		if t.Failed() {
 			l.KeepLogs()
@@ -42,7 +49,6 @@ func ownLab(t *testing.T, config lab.Config) *lab.Lab {
 			t.Error(err)
 		}
 	})
-	return l
 }
 
 // docker runs the docker command on a node and returns its trimmed output; an error ends the test.

@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -70,29 +71,12 @@ func (n *Node) Docker(ctx context.Context, args ...string) (string, error) {
 	return n.Exec(ctx, append([]string{"docker"}, args...)...)
 }
 
-// ContainerPID is the process id of a container's first process, as seen from outside the node.
-func (n *Node) ContainerPID(ctx context.Context, container string) (int, error) {
-	// dockerd sees the PID namespace of the node; the lab's maker has to find the same process in its own.
-	inside, err := n.Docker(ctx, "inspect", "--format", "{{.State.Pid}}", container)
+// InContainer prepares a command in a container's network namespace with the node's programs. Unlike `docker exec` it does
+// not depend on a running dockerd once it has been prepared.
+func (n *Node) InContainer(ctx context.Context, container string, args ...string) (*exec.Cmd, error) {
+	pid, err := n.Docker(ctx, "inspect", "--format", "{{.State.Pid}}", container)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	want, err := os.Stat(n.Path(filepath.Join("/proc", trimmed(inside), "ns/pid")))
-	if err != nil {
-		return 0, fmt.Errorf("find container %s of %s: %w", container, n.Name, err)
-	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, err
-	}
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		if have, err := os.Stat(filepath.Join("/proc", entry.Name(), "ns/pid")); err == nil && os.SameFile(have, want) {
-			return pid, nil
-		}
-	}
-	return 0, fmt.Errorf("find container %s of %s: no process has its PID namespace", container, n.Name)
+	return n.Command(ctx, append([]string{"nsenter", "--net", "--target", strings.TrimSpace(pid)}, args...)...), nil
 }

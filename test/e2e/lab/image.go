@@ -17,8 +17,6 @@ const Image = "lab"
 // busyboxPath is where Debian's busybox-static has its one file. Statically linked, it needs no other.
 const busyboxPath = "/bin/busybox"
 
-func trimmed(s string) string { return strings.TrimSpace(s) }
-
 // writeImage makes the root file system of the image as a tar file in the lab's directory.
 func (l *Lab) writeImage() (name string, err error) {
 	name = filepath.Join(l.Dir, "image.tar")
