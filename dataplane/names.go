@@ -38,6 +38,14 @@ func ContainerEnd(endpoint string) string {
 	return endPrefix + endpoint[:min(len(endpoint), idInName)]
 }
 
+// bridgeMAC is a network's bridge's own address: locally administered, "ND" and the VNI. It appears in no frame, since the
+// bridge has no IP address, but it must be chosen: else the bridge takes its lowest port's address, and each change, with
+// any container that comes or goes, makes the kernel flush all neighbours of the bridge, permanent ones included
+// (net/bridge/br_stp_if.c br_stp_recalculate_bridge_id; net/ipv4/arp.c NETDEV_CHANGEADDR).
+func bridgeMAC(v vxlan.VNI) vxlan.MAC {
+	return vxlan.MAC{0x02, 'N', 'D', byte(v >> 16), byte(v >> 8), byte(v)}
+}
+
 func networkAlias(network string) string { return networkWord + network }
 
 // portAlias holds all that a fresh daemon cannot see on the device itself: a port that was torn off its bridge, or whose
@@ -48,6 +56,7 @@ func portAlias(endpoint, network string, v vxlan.VNI) string {
 
 // owner is what a device's name and alias say of it.
 type owner struct {
+	name     string
 	vni      vxlan.VNI
 	network  string
 	endpoint string // empty for a bridge or VXLAN device
@@ -61,12 +70,12 @@ func ownerOf(name, alias string) (o owner, ok bool) {
 			hex, found = strings.CutPrefix(name, vxlanPrefix)
 		}
 		n, err := strconv.ParseUint(hex, 16, 24)
-		return owner{vni: vxlan.VNI(n), network: network}, found && err == nil && n != 0
+		return owner{name: name, vni: vxlan.VNI(n), network: network}, found && err == nil && n != 0
 	}
 	rest, found := strings.CutPrefix(alias, endpointWord)
 	if f := strings.Fields(rest); found && len(f) == 5 && f[1] == "network" && f[3] == "vni" && name == PortName(f[0]) {
 		n, err := strconv.ParseUint(f[4], 10, 24)
-		return owner{vni: vxlan.VNI(n), network: f[2], endpoint: f[0]}, err == nil && n != 0
+		return owner{name: name, vni: vxlan.VNI(n), network: f[2], endpoint: f[0]}, err == nil && n != 0
 	}
 	return owner{}, false
 }

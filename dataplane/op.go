@@ -46,20 +46,19 @@ type Op struct {
 	Address netip.Addr
 }
 
-// String returns the command that does the same inside our namespace; "host" stands for the host's own namespace.
+// String returns the command that does the same inside our namespace, which it calls "netdriver"; "host" stands for the
+// host's own, in which a VXLAN device is made so that its socket stays there.
 func (o Op) String() string {
 	switch o.Verb {
 	case AddBridge:
-		return fmt.Sprintf("ip link add %s mtu %d alias %q addrgenmode none type bridge mcast_snooping 0",
-			o.Device, o.MTU, networkAlias(o.Network))
+		return fmt.Sprintf("ip link add %s address %s mtu %d type bridge mcast_snooping 0%s",
+			o.Device, bridgeMAC(o.VNI), o.MTU, o.thenAlias())
 	case AddVXLAN:
-		return fmt.Sprintf("ip link add %s link-netns host mtu %d alias %q addrgenmode none"+
-			" type vxlan id %d dstport %d local %s dev %s nolearning",
-			o.Device, o.MTU, networkAlias(o.Network), o.VNI, o.UDPPort, o.Local, o.Underlay)
+		return fmt.Sprintf("ip -n host link add %s netns netdriver mtu %d type vxlan id %d dstport %d local %s dev %s nolearning%s",
+			o.Device, o.MTU, o.VNI, o.UDPPort, o.Local, o.Underlay, o.thenAlias())
 	case AddPort:
-		return fmt.Sprintf("ip link add %s mtu %d alias %q addrgenmode none"+
-			" type veth peer name %s address %s mtu %d netns host",
-			o.Device, o.MTU, portAlias(o.Endpoint, o.Network, o.VNI), ContainerEnd(o.Endpoint), o.MAC, o.MTU)
+		return fmt.Sprintf("ip link add %s mtu %d type veth peer name %s address %s mtu %d netns host%s",
+			o.Device, o.MTU, ContainerEnd(o.Endpoint), o.MAC, o.MTU, o.thenAlias())
 	case SetMaster:
 		return fmt.Sprintf("ip link set %s master %s", o.Device, BridgeName(o.VNI))
 	case SetFlags:
@@ -75,6 +74,19 @@ func (o Op) String() string {
 		return fmt.Sprintf("ip link del %s", o.Device)
 	}
 	return o.entryString()
+}
+
+// alias is what marks the new device as ours.
+func (o Op) alias() string {
+	if o.Endpoint != "" {
+		return portAlias(o.Endpoint, o.Network, o.VNI)
+	}
+	return networkAlias(o.Network)
+}
+
+// thenAlias is the rest of an addition: the kernel ignores an alias in the message that makes a device.
+func (o Op) thenAlias() string {
+	return fmt.Sprintf(" && ip link set %s alias %q", o.Device, o.alias())
 }
 
 func (o Op) entryString() string {

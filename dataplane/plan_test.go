@@ -176,13 +176,13 @@ func TestPlanLeadsFromAnyNetworkToAnyOther(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := anyNetwork().Draw(t, "a"), anyNetwork().Draw(t, "b")
 		f := NewFake()
-		run(t, f, plan(Network{}, a))
+		mustRun(t, f, plan(Network{}, a))
 		if rapid.Bool().Draw(t, "disturb") {
 			disturb(t, f, a)
 		}
 		have, _ := f.ReadNetwork(t.Context(), testVNI)
 		ops := plan(have, b)
-		run(t, f, ops)
+		mustRun(t, f, ops)
 		got, _ := f.ReadNetwork(t.Context(), testVNI)
 		if diff := cmp.Diff(b.asRead(), got, equal()); diff != "" {
 			t.Fatalf("plan:\n%v\nleads elsewhere (-want +got):\n%s", ops, diff)
@@ -190,14 +190,14 @@ func TestPlanLeadsFromAnyNetworkToAnyOther(t *testing.T) {
 		if again := plan(got, b); len(again) > 0 {
 			t.Fatalf("plan of what is wanted already: %v", again)
 		}
-		run(t, f, plan(got, Network{}))
+		mustRun(t, f, plan(got, Network{}))
 		if left, _ := f.Read(t.Context()); len(left) > 0 {
 			t.Fatalf("left after removal: %+v", left)
 		}
 	})
 }
 
-func run(t interface{ Fatal(...any) }, f *Fake, ops []Op) {
+func mustRun(t interface{ Fatal(...any) }, f *Fake, ops []Op) {
 	if err := f.Run(nil, ops); err != nil { //nolint:staticcheck // the fake needs no context
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func disturb(t *rapid.T, f *Fake, n Network) {
 			op.Verb, op.Device = DelLink, BridgeName(n.VNI)
 		}
 	}
-	run(t, f, []Op{op})
+	mustRun(t, f, []Op{op})
 }
 
 func TestPlanIsMinimal(t *testing.T) {

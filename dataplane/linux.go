@@ -1,0 +1,140 @@
+//go:build linux
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Linux is the Kernel of this machine. Its netlink sockets are bound to the namespaces they work in, so that any thread
+// can use them.
+type Linux struct {
+	log       *slog.Logger
+	ours      int     // our namespace
+	host      int     // the host's
+	in        *socket // for changes in our namespace
+	read      *socket // for reading there, so that a long read does not hold changes up
+	hostLinks *socket
+	hostID    int32 // the host's namespace as a number in ours, see IFLA_LINK_NETNSID
+}
+
+// LinuxConfig is what OpenLinux needs to know.
+type LinuxConfig struct {
+	// RunDir holds the file netns, on which our namespace is bound: `nsenter --net=RunDir/netns` enters it. It is made
+	// if missing. A reboot loses it with all networks; the death of the daemon does not.
+	RunDir string
+	// HostNetNS is the namespace of the underlay and of Docker; empty means the one this process was started in.
+	HostNetNS string
+	Log       *slog.Logger
+}
+
+// OpenLinux makes or finds our network namespace and opens the sockets. Needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
+func OpenLinux(cfg LinuxConfig) (*Linux, error) {
+	l := &Linux{log: cfg.Log, ours: -1, host: -1}
+	if err := l.open(cfg); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+func (l *Linux) open(cfg LinuxConfig) (err error) {
+	host := cfg.HostNetNS
+	if host == "" {
+		host = "/proc/self/ns/net" // of the main thread, whichever thread asks
+	}
+	if l.host, err = unix.Open(host, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("open the host's network namespace %s: %w", host, err)
+	}
+	path := filepath.Join(cfg.RunDir, "netns")
+	if l.ours, err = openNamespace(path, cfg.Log); err != nil {
+		return err
+	}
+	if err := different(l.ours, l.host); err != nil {
+		return fmt.Errorf("use network namespace %s: %w", path, err)
+	}
+	if err := inNamespace(l.ours, l.prepare); err != nil {
+		return fmt.Errorf("prepare network namespace %s: %w", path, err)
+	}
+	err = inNamespace(l.host, func() (err error) { l.hostLinks, err = newSocket(); return err })
+	return err
+}
+
+// prepare runs in our namespace. It is done at every start, since a former daemon may have died half-way.
+func (l *Linux) prepare() (err error) {
+	if err := settings(); err != nil {
+		return err
+	}
+	if l.in, err = newSocket(); err != nil {
+		return err
+	}
+	if l.read, err = newSocket(); err != nil {
+		return err
+	}
+	if err := l.in.setUp("lo"); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	l.hostID, err = l.in.nameNamespace(l.host)
+	return err
+}
+
+// setUp brings a device up.
+func (s *socket) setUp(device string) error {
+	return s.query(unix.RTM_NEWLINK, 0, func(m *message) {
+		m.link(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP)
+		m.text(unix.IFLA_IFNAME, device)
+	}, nil)
+}
+
+// nameNamespace returns the number by which messages on s may call the other namespace, which it gets if it has none.
+func (s *socket) nameNamespace(other int) (int32, error) {
+	const chooseID = ^uint32(0) // NETNSA_NSID_NOT_ASSIGNED of linux/net_namespace.h: the kernel chooses
+	err := s.query(unix.RTM_NEWNSID, 0, func(m *message) {
+		m.bytes(unix.AF_UNSPEC)
+		m.u32(unix.NETNSA_NSID, chooseID)
+		m.u32(unix.NETNSA_FD, uint32(other))
+	}, nil)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return 0, fmt.Errorf("give the host's namespace a number: %w", err)
+	}
+	id := int32(-1)
+	err = s.query(unix.RTM_GETNSID, 0, func(m *message) {
+		m.bytes(unix.AF_UNSPEC)
+		m.u32(unix.NETNSA_FD, uint32(other))
+	}, func(body []byte) {
+		attrs(body[4:], func(kind uint16, v []byte) {
+			if kind == unix.NETNSA_NSID {
+				id = int32(u32(v))
+			}
+		})
+	})
+	if err == nil && id < 0 {
+		err = errors.New("it has none")
+	}
+	if err != nil {
+		return 0, fmt.Errorf("ask for the number of the host's namespace: %w", err)
+	}
+	return id, nil
+}
+
+// Close implements Kernel.
+func (l *Linux) Close() error {
+	var errs []error
+	for _, s := range []*socket{l.in, l.read, l.hostLinks} {
+		if s != nil {
+			errs = append(errs, s.close())
+		}
+	}
+	for _, fd := range []int{l.ours, l.host} {
+		if fd >= 0 {
+			errs = append(errs, unix.Close(fd))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+var _ Kernel = (*Linux)(nil)

@@ -1,0 +1,132 @@
+//go:build linux
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// eventBuffer is the receive buffer for events, in bytes: our own 30,000 additions for 10,000 endpoints cause as many
+// events, of about 1 KB each as the kernel counts.
+const eventBuffer = 64 << 20
+
+// Events implements Kernel.
+func (l *Linux) Events(ctx context.Context) (<-chan Event, error) {
+	var fd int
+	if err := inNamespace(l.ours, func() (err error) { fd, err = eventSocket(); return err }); err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "netlink events") // non-blocking: Close ends a Read
+	_, owners, err := l.devices(l.read)            // after subscribing, so that nothing is missed in between
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	out := make(chan Event, 1024)
+	w := watcher{owners: owners, send: func(e Event) {
+		select {
+		case out <- e:
+		case <-ctx.Done():
+		}
+	}}
+	stop := context.AfterFunc(ctx, func() { f.Close() })
+	go func() {
+		defer close(out)
+		defer stop()
+		w.follow(ctx, f)
+	}()
+	return out, nil
+}
+
+func eventSocket() (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return -1, fmt.Errorf("open netlink socket for events: %w", err)
+	}
+	err = errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, eventBuffer),
+		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_NEIGH-1)}))
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("subscribe to netlink events: %w", err)
+	}
+	return fd, nil
+}
+
+// watcher turns the kernel's messages into events about our devices.
+type watcher struct {
+	owners map[int32]owner
+	send   func(Event)
+}
+
+func (w *watcher) follow(ctx context.Context, f *os.File) {
+	b := make([]byte, 1<<16)
+	for ctx.Err() == nil {
+		n, err := f.Read(b)
+		switch {
+		case errors.Is(err, unix.ENOBUFS):
+			w.send(Event{Lost: true})
+		case err != nil:
+			return // closed
+		default:
+			messages(b[:n], w.take)
+		}
+	}
+}
+
+func (w *watcher) take(r reply) {
+	switch r.kind {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		w.link(r.body, r.kind == unix.RTM_DELLINK)
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		w.entry(parseEntry(r.body), r.kind == unix.RTM_DELNEIGH)
+	}
+}
+
+func (w *watcher) link(body []byte, deleted bool) {
+	d := parseLink(body)
+	was, known := w.owners[d.index]
+	if len(body) > 0 && body[0] == unix.AF_BRIDGE { // about the bridge port alone
+		if known && was.name != BridgeName(was.vni) {
+			w.send(Event{VNI: was.vni, Device: was.name, FlagsOnly: true, Enslaved: !deleted && d.flagsAsSet(was)})
+		}
+		return
+	}
+	o, ours := ownerOf(d.name, d.alias)
+	if deleted || !ours {
+		delete(w.owners, d.index)
+		if known {
+			w.send(Event{VNI: was.vni, Device: was.name, Deleted: true})
+		}
+		return
+	}
+	w.owners[d.index] = o
+	e := Event{VNI: o.vni, Device: d.name, MTU: d.mtu, Up: d.up}
+	e.Enslaved = d.master != 0 && w.owners[d.master].vni == o.vni && d.flagsAsSet(o)
+	w.send(e)
+}
+
+func (w *watcher) entry(e entry, deleted bool) {
+	o, known := w.owners[e.index]
+	if !known {
+		return
+	}
+	// An entry that is no longer as we make such things counts as gone.
+	v := Event{VNI: o.vni, Deleted: deleted || !e.ours()}
+	if e.family == unix.AF_BRIDGE {
+		if !e.master && !e.dst.IsValid() {
+			return // a device's own address lists
+		}
+		v.FDB = e.fdb(o)
+	} else {
+		if !e.dst.IsValid() || o.name != BridgeName(o.vni) {
+			return
+		}
+		v.Neighbour = Neighbour{e.dst, e.mac}
+	}
+	w.send(v)
+}
