@@ -1,0 +1,174 @@
+package diag
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// ErrNoNetwork is wrapped by the error about a network that the cluster does not have.
+var ErrNoNetwork = errors.New("no such network")
+
+// Sources is what a Diagnosis asks.
+type Sources struct {
+	Store  store.Store
+	Mirror *store.Mirror
+	Plane  Plane
+	Driver Driver
+	// Node is this node's record.
+	Node store.Node
+	// Now is the clock, time.Now if nil.
+	Now func() time.Time
+}
+
+// Plane is what diag needs of the data plane; *dataplane.Plane is the real one.
+type Plane interface {
+	Present(ctx context.Context) ([]dataplane.Network, error)
+	Receipts(vni vxlan.VNI) []dataplane.Receipt
+}
+
+// Driver is what diag needs of the driver; *driver.Driver is the real one.
+type Driver interface {
+	// Diff returns the commands that would make the kernel as wanted, freshly read.
+	Diff(ctx context.Context, network string) ([]string, error)
+	// Problems are the networks that this node could not make as wanted.
+	Problems() map[string]error
+}
+
+// Diagnosis makes reports. All methods may be called concurrently and change nothing.
+type Diagnosis struct{ src Sources }
+
+// New returns a Diagnosis of what src says.
+func New(src Sources) *Diagnosis {
+	if src.Now == nil {
+		src.Now = time.Now
+	}
+	return &Diagnosis{src}
+}
+
+// Network reports on one network. Without the store it answers within 3 s from what this node knows. The error wraps
+// ErrNoNetwork, with the networks there are, or store.ErrUnavailable if it cannot be known.
+func (d *Diagnosis) Network(ctx context.Context, name string) (NetworkReport, error) {
+	c := d.cluster(ctx)
+	nw, ok := c.networks[name]
+	if !ok {
+		return d.missing(ctx, c, name)
+	}
+	f := []facts{d.facts(ctx, c, nw, true)}
+	d.settle(ctx, f)
+	return judge(f[0]), nil
+}
+
+// Networks reports on all networks, without their endpoints, by name.
+func (d *Diagnosis) Networks(ctx context.Context) (NetworksReport, error) {
+	c := d.cluster(ctx)
+	out := NetworksReport{Schema: Schema, Networks: []NetworkReport{}, Data: c.data()}
+	if c.err != nil && !c.whole {
+		return d.kernelOnly(ctx, c)
+	}
+	var all []facts
+	for _, name := range slices.Sorted(maps.Keys(c.networks)) {
+		all = append(all, d.facts(ctx, c, c.networks[name], false))
+	}
+	d.settle(ctx, all)
+	for _, f := range all {
+		r := judge(f)
+		r.Endpoints = nil
+		out.Networks = append(out.Networks, r)
+	}
+	return out, nil
+}
+
+// missing tells about a network that no record has. While the records are not known the kernel may have it all the same.
+func (d *Diagnosis) missing(ctx context.Context, c cluster, name string) (NetworkReport, error) {
+	if err := c.bad[store.NetworkKey(name)]; err != nil {
+		return NetworkReport{}, fmt.Errorf("network %q has a record that this node cannot read: %w", name, err)
+	}
+	if c.err == nil || c.whole {
+		names := slices.Sorted(maps.Keys(c.networks))
+		if len(names) == 0 {
+			return NetworkReport{}, fmt.Errorf("%w %q: the cluster has none", ErrNoNetwork, name)
+		}
+		return NetworkReport{}, fmt.Errorf("%w %q: the cluster has %s", ErrNoNetwork, name, strings.Join(names, ", "))
+	}
+	all, err := d.kernelOnly(ctx, c)
+	if err != nil {
+		return NetworkReport{}, err
+	}
+	for _, r := range all.Networks {
+		if r.Network == name {
+			return r, nil
+		}
+	}
+	return NetworkReport{}, fmt.Errorf("network %q is not in this node's kernel, and the cluster's records cannot be read: %w", name, c.err)
+}
+
+// kernelOnly reports what this node's devices tell when no record can be read.
+func (d *Diagnosis) kernelOnly(ctx context.Context, c cluster) (NetworksReport, error) {
+	out := NetworksReport{Schema: Schema, Networks: []NetworkReport{}, Data: Data{SourceKernel, c.taken}}
+	present, err := d.src.Plane.Present(ctx)
+	if err != nil {
+		return out, errors.Join(c.err, err)
+	}
+	for _, n := range present {
+		r := NetworkReport{
+			Schema: Schema, Network: n.Name, Verdict: Unknown, Node: d.src.Node.Name, Member: true, Mode: store.ModeOverlay, VNI: n.VNI,
+			Port: n.VXLAN.Port, Subnets: []Subnet{}, MTU: mtu(n.Bridge.MTU, d.src.Node), Peers: []Peer{},
+			EndpointCount: len(n.Ports), Data: out.Data, Reasons: []Reason{unread(d.src.Node.Name, c.err)},
+		}
+		for _, p := range n.Ports {
+			r.Endpoints = append(r.Endpoints, Endpoint{ID: p.Endpoint, Node: r.Node, SeenBy: -1})
+		}
+		r.Kernel.Drifts = drifts(d.src.Plane.Receipts(n.VNI))
+		out.Networks = append(out.Networks, r)
+	}
+	slices.SortFunc(out.Networks, func(a, b NetworkReport) int { return cmp.Compare(a.Network, b.Network) })
+	return out, nil
+}
+
+// Nodes reports on all nodes of the cluster, by name.
+func (d *Diagnosis) Nodes(ctx context.Context) (NodesReport, error) {
+	c := d.cluster(ctx)
+	if c.err != nil && !c.whole {
+		return NodesReport{}, fmt.Errorf("the cluster's nodes have not been read: %w", c.err)
+	}
+	out := NodesReport{Schema: Schema, Nodes: []Node{}, Data: c.data()}
+	for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
+		n, st := c.nodes[name], c.statuses[name]
+		row := Node{
+			Name: name, ID: n.ID, VTEP: n.VTEP, UnderlayMTU: n.UnderlayMTU, Version: n.Version, Started: n.Started,
+			LastStatus: st.Updated, Problems: st.Problems, State: c.liveness(d.src.Node.Name, name),
+		}
+		for _, nw := range c.networks {
+			if slices.Contains(members(nw.Network), name) {
+				row.Networks++
+			}
+		}
+		out.Nodes = append(out.Nodes, row)
+	}
+	return out, nil
+}
+
+// Health reports on this daemon itself.
+func (d *Diagnosis) Health(ctx context.Context) Health {
+	me := d.src.Node
+	h := Health{Schema: Schema, Node: me.Name, Version: me.Version, Started: me.Started, Problems: map[string]string{}}
+	ctx, cancel := context.WithTimeout(ctx, askStore)
+	defer cancel()
+	if _, err := d.src.Store.Count(ctx, store.NodePrefix); err != nil {
+		h.Store = err.Error()
+	}
+	for name, err := range d.src.Driver.Problems() {
+		h.Problems[name] = err.Error()
+	}
+	return h
+}

@@ -1,0 +1,260 @@
+package diag
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/store"
+)
+
+const (
+	// askStore bounds what a report waits for the store, so that it is there within 3 s when the store is away.
+	askStore = 2 * time.Second
+	// Nodes publish what they have applied a few times per second (driver's statusEvery): one that seems behind is asked
+	// again, patience times, before it is called so.
+	patience   = 3
+	askAgainIn = 300 * time.Millisecond
+)
+
+// cluster is what is known of the whole cluster: from the store, or from this node's mirror if the store is away.
+type cluster struct {
+	nodes    map[string]store.Node
+	alive    map[string]string
+	statuses map[string]store.Status
+	networks map[string]network
+	pools    map[netip.Prefix]store.Pool
+	bad      map[string]error // records that cannot be read, by key
+	revision int64            // the store's
+	taken    time.Time
+	err      error // why it is not from the store
+	whole    bool  // the mirror has read everything
+}
+
+// network is a record with the revision of its last change.
+type network struct {
+	store.Network
+	modified int64
+}
+
+// endpoint is one too.
+type endpoint struct {
+	store.Endpoint
+	modified int64
+}
+
+// facts is all that a network's report is judged from.
+type facts struct {
+	cluster
+	me        store.Node
+	network   network
+	endpoints []endpoint
+	counts    map[netip.Prefix]uint64 // leases of each pool
+	leases    map[netip.Prefix][]store.Lease
+	plan      []string
+	planErr   error
+	problem   error
+	receipts  []dataplane.Receipt
+}
+
+// cluster reads what is needed for all reports.
+func (d *Diagnosis) cluster(ctx context.Context) cluster {
+	ctx, cancel := context.WithTimeout(ctx, askStore)
+	defer cancel()
+	c, err := d.fromStore(ctx)
+	if err != nil {
+		c = d.fromMirror()
+		c.err = err
+	}
+	c.taken, c.whole = d.src.Now(), d.src.Mirror.Synced("")
+	return c
+}
+
+func (d *Diagnosis) fromStore(ctx context.Context) (cluster, error) {
+	s := d.src.Store
+	c := cluster{bad: map[string]error{}, alive: map[string]string{}, networks: map[string]network{}}
+	alive, _, err := s.List(ctx, store.AlivePrefix)
+	if err != nil {
+		return c, err
+	}
+	for _, kv := range alive {
+		c.alive[kv.Key[len(store.AlivePrefix):]] = string(kv.Value)
+	}
+	if c.nodes, err = list(ctx, s, store.NodePrefix, c.bad, func(_ store.KV, n store.Node) (string, store.Node) { return n.Name, n }); err != nil {
+		return c, err
+	}
+	if c.statuses, err = statuses(ctx, s, c.bad); err != nil {
+		return c, err
+	}
+	c.pools, err = list(ctx, s, store.PoolPrefix, c.bad, func(_ store.KV, p store.Pool) (netip.Prefix, store.Pool) { return p.Subnet, p })
+	if err != nil {
+		return c, err
+	}
+	c.networks, err = list(ctx, s, store.NetworkPrefix, c.bad, func(kv store.KV, n store.Network) (string, network) {
+		return n.Name, network{n, kv.Modified}
+	})
+	if err != nil {
+		return c, err
+	}
+	_, c.revision, err = s.List(ctx, store.AliveKey(d.src.Node.Name))
+	return c, err
+}
+
+// statuses reads what the nodes say of themselves.
+func statuses(ctx context.Context, s store.Store, bad map[string]error) (map[string]store.Status, error) {
+	return list(ctx, s, store.StatusPrefix, bad, func(kv store.KV, st store.Status) (string, store.Status) {
+		return kv.Key[len(store.StatusPrefix):], st
+	})
+}
+
+// list reads the records under a prefix into a map. Those that cannot be decoded are noted in bad.
+func list[R store.Record, K comparable, V any](
+	ctx context.Context, s store.Store, prefix string, bad map[string]error, entry func(store.KV, R) (K, V),
+) (map[K]V, error) {
+	kvs, _, err := s.List(ctx, prefix)
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", prefix, err)
+	}
+	out := make(map[K]V, len(kvs))
+	for _, kv := range kvs {
+		r, err := store.Decode[R](kv)
+		if err != nil {
+			bad[kv.Key] = err
+			continue
+		}
+		k, v := entry(kv, r)
+		out[k] = v
+	}
+	return out, nil
+}
+
+func (d *Diagnosis) fromMirror() cluster {
+	c := cluster{networks: map[string]network{}, bad: d.src.Mirror.Bad()}
+	d.src.Mirror.Read(func(r *store.Records) {
+		c.nodes, c.alive, c.pools = maps.Clone(r.Nodes), maps.Clone(r.Alive), maps.Clone(r.Pools)
+		for name, n := range r.Networks {
+			c.networks[name] = network{n, 0}
+		}
+	})
+	return c
+}
+
+// settle asks the nodes' statuses again while a node seems behind that may only not have said yet.
+func (d *Diagnosis) settle(ctx context.Context, all []facts) {
+	behind := func(f facts) bool {
+		return f.err == nil && slices.ContainsFunc(f.peers(), func(p Peer) bool { return p.State == StateBehind })
+	}
+	for range patience {
+		if !slices.ContainsFunc(all, behind) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(askAgainIn):
+		}
+		ask, cancel := context.WithTimeout(ctx, askStore)
+		st, err := statuses(ask, d.src.Store, map[string]error{}) // what cannot be read was noted the first time
+		cancel()
+		if err != nil {
+			return
+		}
+		for i := range all {
+			all[i].statuses = st
+		}
+	}
+}
+
+// facts gathers what is known of one network.
+func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, leases bool) facts {
+	f := facts{
+		cluster: c, me: d.src.Node, network: nw, problem: d.src.Driver.Problems()[nw.Name],
+		receipts: d.src.Plane.Receipts(nw.VNI), counts: map[netip.Prefix]uint64{}, leases: map[netip.Prefix][]store.Lease{},
+	}
+	if f.err == nil {
+		ask, cancel := context.WithTimeout(ctx, askStore)
+		f.err = d.readNetwork(ask, &f, leases)
+		cancel()
+	}
+	if f.err != nil {
+		f.endpoints = f.endpoints[:0]
+		d.src.Mirror.Read(func(r *store.Records) {
+			for _, e := range r.Endpoints[nw.Name] {
+				f.endpoints = append(f.endpoints, endpoint{e, 0})
+			}
+		})
+	}
+	if slices.Contains(members(nw.Network), f.me.Name) {
+		if d.src.Mirror.Synced(nw.Name) {
+			f.plan, f.planErr = d.src.Driver.Diff(ctx, nw.Name)
+		} else {
+			f.planErr = fmt.Errorf("the network's records have not been read: %w", store.ErrUnavailable)
+		}
+	}
+	return f
+}
+
+// readNetwork reads a network's endpoints and leases from the store.
+func (d *Diagnosis) readNetwork(ctx context.Context, f *facts, leases bool) error {
+	es, err := list(ctx, d.src.Store, store.NetworkEndpoints(f.network.Name), f.bad, func(kv store.KV, e store.Endpoint) (string, endpoint) {
+		return e.ID, endpoint{e, kv.Modified}
+	})
+	if err != nil {
+		return err
+	}
+	f.endpoints = slices.Collect(maps.Values(es))
+	for _, subnet := range f.network.Subnets {
+		n, err := d.src.Store.Count(ctx, store.PoolLeases(subnet))
+		if err != nil {
+			return err
+		}
+		f.counts[subnet] = uint64(n)
+		if !leases {
+			continue
+		}
+		ls, err := list(ctx, d.src.Store, store.PoolLeases(subnet), f.bad, func(_ store.KV, l store.Lease) (netip.Addr, store.Lease) {
+			return l.Address, l
+		})
+		if err != nil {
+			return err
+		}
+		f.leases[subnet] = slices.Collect(maps.Values(ls))
+	}
+	return nil
+}
+
+// members returns the nodes that have a network, by name.
+func members(nw store.Network) []string {
+	var out []string
+	for _, m := range nw.Members {
+		out = append(out, m.Node)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// data says where the cluster's records come from.
+func (c cluster) data() Data {
+	if c.err != nil {
+		return Data{SourceMirror, c.taken}
+	}
+	return Data{SourceStore, c.taken}
+}
+
+// liveness is a node's state as far as its daemon's connection tells.
+func (c cluster) liveness(me, node string) string {
+	n, known := c.nodes[node]
+	switch {
+	case node == me:
+		return StateLocal
+	case c.err != nil:
+		return StateUnknown
+	case !known || c.alive[node] != n.ID:
+		return StateDown
+	}
+	return StateOK
+}

@@ -1,0 +1,292 @@
+package diag
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// maxDifferences is how many commands a report shows: whoever sees a hundred wants the cause, not the rest.
+const maxDifferences = 100
+
+// judge turns facts into a report. It is pure.
+func judge(f facts) NetworkReport {
+	nw := f.network
+	r := NetworkReport{
+		Schema: Schema, Network: nw.Name, Node: f.me.Name, Member: slices.Contains(members(nw.Network), f.me.Name),
+		Mode: nw.Mode, VNI: nw.VNI, Port: nw.Port, Internal: nw.Internal, Subnets: f.subnets(), MTU: mtu(nw.MTU, f.me),
+		Revision: Revision{Applied: f.statuses[f.me.Name].Applied[nw.Name], Wanted: f.wanted(), Store: f.revision},
+		Peers:    f.peers(), Endpoints: f.rows(), EndpointCount: len(f.endpoints), Data: f.data(),
+	}
+	r.Kernel = f.kernel(r.Member)
+	r.Reasons = slices.Concat([]Reason{}, f.aboutStore(), f.aboutKernel(r), f.aboutPeers(r), f.aboutSubnets(r), f.aboutRecords())
+	r.Verdict = Healthy
+	for _, reason := range r.Reasons {
+		r.Verdict = worse(r.Verdict, reason.Verdict)
+	}
+	return r
+}
+
+// wanted is the revision of the network's last record. Removed records leave no trace, so a node may have applied more.
+func (f facts) wanted() int64 {
+	rev := f.network.modified
+	for _, e := range f.endpoints {
+		rev = max(rev, e.modified)
+	}
+	return rev
+}
+
+func (f facts) peers() []Peer {
+	out := []Peer{}
+	wanted := f.wanted()
+	counts := map[string]int{}
+	for _, e := range f.endpoints {
+		counts[e.Node]++
+	}
+	for _, name := range members(f.network.Network) {
+		n, st := f.nodes[name], f.statuses[name]
+		p := Peer{
+			Node: name, Address: n.VTEP, State: f.liveness(f.me.Name, name), Applied: st.Applied[f.network.Name], UnderlayMTU: n.UnderlayMTU,
+			Endpoints: counts[name], Problem: st.Problems[f.network.Name], LastStatus: st.Updated,
+		}
+		if p.State == StateOK && p.Applied < wanted {
+			p.State = StateBehind
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// rows returns the endpoints by address.
+func (f facts) rows() []Endpoint {
+	nodes := members(f.network.Network)
+	out := make([]Endpoint, 0, len(f.endpoints))
+	for _, e := range f.endpoints {
+		row := Endpoint{
+			ID: e.ID, Node: e.Node, Addresses: e.Addrs(), MAC: e.MAC, Phase: e.Phase, Created: e.Created, Members: len(nodes), SeenBy: -1,
+		}
+		if f.err == nil {
+			row.SeenBy = 0
+			for _, n := range nodes {
+				if f.statuses[n].Applied[f.network.Name] >= e.modified {
+					row.SeenBy++
+				}
+			}
+		}
+		out = append(out, row)
+	}
+	slices.SortFunc(out, func(a, b Endpoint) int {
+		return cmp.Or(slices.CompareFunc(a.Addresses, b.Addresses, netip.Addr.Compare), cmp.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+func (f facts) subnets() []Subnet {
+	out := []Subnet{}
+	for _, p := range f.network.Subnets {
+		s := Subnet{Subnet: p, Gateway: f.pools[p].Gateway, Usable: usable(p), Used: f.counts[p]}
+		if ls := f.leases[p]; len(ls) > 0 {
+			s.Used = 0
+			for _, l := range ls {
+				s.count(l)
+			}
+		}
+		if f.err != nil {
+			s.Used = f.addressesIn(p)
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// count adds one lease.
+func (s *Subnet) count(l store.Lease) {
+	if l.Kind != store.LeaseEndpoint {
+		s.Reserved++
+		return
+	}
+	s.Used++
+	if !s.First.IsValid() || l.Address.Less(s.First) {
+		s.First = l.Address
+	}
+	if s.Last.Less(l.Address) {
+		s.Last = l.Address
+	}
+}
+
+// addressesIn counts the endpoints' addresses in p: what is known of leases without the store.
+func (f facts) addressesIn(p netip.Prefix) uint64 {
+	var n uint64
+	for _, e := range f.endpoints {
+		for _, a := range e.Addrs() {
+			if p.Contains(a) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// usable is how many addresses of p can be given out: not IPv4's network and broadcast address (RFC 1122 §3.2.1.3), which
+// a /31 or /32 has not (RFC 3021), nor IPv6's subnet-router anycast address (RFC 4291 §2.6.1).
+func usable(p netip.Prefix) uint64 {
+	host := p.Addr().BitLen() - p.Bits()
+	switch {
+	case host >= 64:
+		return math.MaxUint64
+	case p.Addr().Is4() && host < 2, host == 0:
+		return 1 << host
+	case p.Addr().Is4():
+		return 1<<host - 2
+	}
+	return 1<<host - 1
+}
+
+// mtu explains a network's MTU by this node's underlay.
+func mtu(n int, me store.Node) MTU {
+	m := MTU{MTU: n, Underlay: me.UnderlayMTU, Overhead: vxlan.Overhead(me.VTEP)}
+	if n == m.Underlay-m.Overhead {
+		m.Derived = fmt.Sprintf("%d = %d underlay − %d VXLAN", n, m.Underlay, m.Overhead)
+	} else {
+		m.Derived = fmt.Sprintf("%d chosen; %d underlay − %d VXLAN allows %d here", n, m.Underlay, m.Overhead, m.Underlay-m.Overhead)
+	}
+	return m
+}
+
+func (f facts) kernel(member bool) Kernel {
+	k := Kernel{Checked: member && f.planErr == nil, Differing: len(f.plan), Drifts: drifts(f.receipts)}
+	k.InSync = k.Checked && len(f.plan) == 0
+	k.Differences = f.plan[:min(len(f.plan), maxDifferences)]
+	return k
+}
+
+func drifts(receipts []dataplane.Receipt) []Drift {
+	var out []Drift
+	for _, r := range receipts {
+		out = append(out, Drift{Time: r.Time, Command: r.Op, Seconds: r.Took.Seconds(), Error: r.Error})
+	}
+	return out
+}
+
+// unread is the reason when no record is known.
+func unread(node string, err error) Reason {
+	return Reason{
+		Unknown, fmt.Sprintf("the cluster's records have not been read since this daemon started: %v", err), node,
+		"check that the store runs and can be reached from here; existing traffic goes on meanwhile",
+	}
+}
+
+func (f facts) aboutStore() []Reason {
+	if f.err == nil {
+		return nil
+	}
+	return []Reason{{
+		Degraded, fmt.Sprintf("the store cannot be asked: %v; this is what the node knew last, other nodes' state is unknown", f.err), f.me.Name,
+		"check that the store runs and can be reached from here; existing traffic goes on, new containers must wait",
+	}}
+}
+
+func (f facts) aboutKernel(r NetworkReport) []Reason {
+	var out []Reason
+	if f.problem != nil {
+		out = append(out, Reason{
+			Failed, f.problem.Error(), f.me.Name, "remove the cause named here; it is tried again within 30 s",
+		})
+	}
+	if !r.Member {
+		return out
+	}
+	switch {
+	case f.planErr != nil:
+		out = append(out, Reason{
+			Unknown, fmt.Sprintf("the kernel could not be compared with the records: %v", f.planErr), f.me.Name, "try again; see the daemon's log",
+		})
+	case len(f.plan) > 0 && f.problem == nil:
+		out = append(out, Reason{
+			Degraded, fmt.Sprintf("the kernel differs from the records in %s, first: %s", count(len(f.plan), "place"), f.plan[0]), f.me.Name,
+			"it is repaired within 30 s; if this stays, see the daemon's log",
+		})
+	}
+	return out
+}
+
+func (f facts) aboutPeers(r NetworkReport) []Reason {
+	var out []Reason
+	for _, p := range r.Peers {
+		place := p.Node
+		if p.Address.IsValid() {
+			place = fmt.Sprintf("%s (%s)", p.Node, p.Address)
+		}
+		if p.State == StateDown {
+			out = append(out, Reason{
+				Degraded, fmt.Sprintf("%s is not connected to the store; its %s may be unreachable", p.Node, count(p.Endpoints, "endpoint")), place,
+				"start its host or its `netdriver run`; if they run, check its way to the store",
+			})
+		}
+		if p.State == StateBehind {
+			out = append(out, Reason{
+				Degraded, fmt.Sprintf("%s has applied revision %d of %d: it may not know the newest endpoints", p.Node, p.Applied, r.Revision.Wanted),
+				place, "see its `netdriver inspect " + r.Network + "` and its daemon's log",
+			})
+		}
+		if p.Problem != "" && p.Node != f.me.Name {
+			out = append(out, Reason{
+				Degraded, fmt.Sprintf("%s reports: %s", p.Node, p.Problem), place, "see its `netdriver inspect " + r.Network + "`",
+			})
+		}
+		if need := r.MTU.MTU + vxlan.Overhead(p.Address); p.Address.IsValid() && p.UnderlayMTU > 0 && p.UnderlayMTU < need {
+			out = append(out, Reason{
+				Degraded, fmt.Sprintf("%s has an underlay MTU of %d, packets of this network need %d", p.Node, p.UnderlayMTU, need), place,
+				fmt.Sprintf("raise the MTU of its underlay to %d, or create the network anew with --opt mtu=%d", need,
+					p.UnderlayMTU-vxlan.Overhead(p.Address)),
+			})
+		}
+	}
+	return out
+}
+
+func (f facts) aboutSubnets(r NetworkReport) []Reason {
+	var out []Reason
+	for _, s := range r.Subnets {
+		if s.Used+s.Reserved >= s.Usable {
+			out = append(out, Reason{
+				Degraded, fmt.Sprintf("subnet %s is full: %d of %d addresses are in use", s.Subnet, s.Used+s.Reserved, s.Usable), s.Subnet.String(),
+				"remove containers, or make a network with a larger subnet",
+			})
+		}
+	}
+	return out
+}
+
+// aboutRecords tells of this network's and its members' records that cannot be read.
+func (f facts) aboutRecords() []Reason {
+	var out []Reason
+	for _, key := range slices.Sorted(maps.Keys(f.bad)) {
+		mine := strings.HasPrefix(key, store.NetworkEndpoints(f.network.Name)) || key == store.NetworkKey(f.network.Name)
+		for _, n := range members(f.network.Network) {
+			mine = mine || key == store.NodeKey(n) || key == store.StatusKey(n)
+		}
+		if mine {
+			out = append(out, Reason{
+				Degraded, f.bad[key].Error(), key, "upgrade netdriver on this node if another one runs a later version; else the record is damaged",
+			})
+		}
+	}
+	return out
+}
+
+// count writes a number with its noun.
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
