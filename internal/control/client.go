@@ -1,0 +1,93 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+
+	"github.com/netdriver/netdriver/diag"
+)
+
+// ErrNotRunning says that no daemon serves the socket.
+var ErrNotRunning = errors.New("netdriver is not running on this host")
+
+// Client asks the daemon of this host.
+type Client struct {
+	path string
+	http *http.Client
+}
+
+// NewClient returns a client of the socket at path. It connects with each request.
+func NewClient(path string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", path) }
+	return &Client{path, &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+}
+
+// Network returns the report on one network. Like those of all methods, the error wraps ErrNotRunning if nobody serves the
+// socket, or is the daemon's text.
+func (c *Client) Network(ctx context.Context, name string) (diag.NetworkReport, error) {
+	return get[diag.NetworkReport](ctx, c, "/v1/networks/"+url.PathEscape(name))
+}
+
+// Networks returns the summary of all networks.
+func (c *Client) Networks(ctx context.Context) (diag.NetworksReport, error) {
+	return get[diag.NetworksReport](ctx, c, "/v1/networks")
+}
+
+// Nodes returns the cluster's nodes.
+func (c *Client) Nodes(ctx context.Context) (diag.NodesReport, error) {
+	return get[diag.NodesReport](ctx, c, "/v1/nodes")
+}
+
+// Health returns the daemon's own state.
+func (c *Client) Health(ctx context.Context) (diag.Health, error) {
+	return get[diag.Health](ctx, c, "/v1/health")
+}
+
+func get[R any](ctx context.Context, c *Client, path string) (R, error) {
+	var r R
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://netdriver"+path, nil)
+	if err != nil {
+		return r, err
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return r, c.explain(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return r, fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	if res.StatusCode != http.StatusOK {
+		var f failure
+		if err := json.Unmarshal(body, &f); err != nil || f.Error == "" {
+			return r, fmt.Errorf("the daemon answered %s: %.200s", res.Status, body)
+		}
+		return r, errors.New(f.Error)
+	}
+	if err := json.Unmarshal(body, &r); err != nil {
+		return r, fmt.Errorf("the daemon's answer to %s cannot be read; is it of another version than this command? %w", path, err)
+	}
+	return r, nil
+}
+
+// explain says what an error of the connection means.
+func (c *Client) explain(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w (no socket %s): start it with `netdriver run`, or name its --run-dir", ErrNotRunning, c.path)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w (nobody serves %s): start it with `netdriver run`", ErrNotRunning, c.path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("the daemon's socket %s is for root only: use sudo", c.path)
+	}
+	return fmt.Errorf("ask the daemon at %s: %w", c.path, err)
+}

@@ -1,0 +1,118 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/store"
+)
+
+const (
+	// headerTimeout is what a client may take to send its request; reportTimeout bounds a report: diag needs 3 s without a
+	// store, more with very many networks.
+	headerTimeout = 5 * time.Second
+	reportTimeout = 20 * time.Second
+)
+
+// Reporter makes the reports; *diag.Diagnosis is the real one.
+type Reporter interface {
+	Network(ctx context.Context, name string) (diag.NetworkReport, error)
+	Networks(ctx context.Context) (diag.NetworksReport, error)
+	Nodes(ctx context.Context) (diag.NodesReport, error)
+	Health(ctx context.Context) diag.Health
+}
+
+// Server answers on the local socket.
+type Server struct {
+	mux *http.ServeMux
+	log *slog.Logger
+}
+
+// NewServer makes a Server of a Reporter.
+func NewServer(r Reporter, log *slog.Logger) *Server {
+	s := &Server{http.NewServeMux(), log}
+	handle(s, "/v1/networks", func(ctx context.Context, _ *http.Request) (diag.NetworksReport, error) { return r.Networks(ctx) })
+	handle(s, "/v1/networks/{name}", func(ctx context.Context, req *http.Request) (diag.NetworkReport, error) {
+		return r.Network(ctx, req.PathValue("name"))
+	})
+	handle(s, "/v1/nodes", func(ctx context.Context, _ *http.Request) (diag.NodesReport, error) { return r.Nodes(ctx) })
+	handle(s, "/v1/health", func(ctx context.Context, _ *http.Request) (diag.Health, error) { return r.Health(ctx), nil })
+	s.mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
+		s.write(w, http.StatusNotFound, failure{fmt.Sprintf("no report %s: there are GET /v1/networks, /v1/networks/NAME, /v1/nodes, /v1/health",
+			req.URL.Path)})
+	})
+	return s
+}
+
+// handle answers GET requests for a path with a report.
+func handle[R any](s *Server, path string, report func(context.Context, *http.Request) (R, error)) {
+	s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, req *http.Request) {
+		ctx, cancel := context.WithTimeout(req.Context(), reportTimeout)
+		defer cancel()
+		r, err := report(ctx, req)
+		if err != nil {
+			s.write(w, status(err), failure{err.Error()})
+			return
+		}
+		s.write(w, http.StatusOK, r)
+	})
+}
+
+func status(err error) int {
+	switch {
+	case errors.Is(err, diag.ErrNoNetwork):
+		return http.StatusNotFound
+	case errors.Is(err, store.ErrUnavailable):
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+func (s *Server) write(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(body); err != nil {
+		s.log.Debug("the client has gone", "error", err)
+	}
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+
+// Serve answers on a unix socket that only root can use, until ctx ends; the error is nil then. It replaces what is at
+// path: the caller holds the run directory's lock, so no other daemon serves there.
+func (s *Server) Serve(ctx context.Context, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("local socket: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("local socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("local socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return fmt.Errorf("local socket: %w", errors.Join(err, l.Close()))
+	}
+	srv := &http.Server{
+		Handler: s, ReadHeaderTimeout: headerTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // a report that is being made has no use any more
+	defer stop()
+	if err := srv.Serve(l); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("local socket %s: %w", path, err)
+	}
+	return nil
+}
