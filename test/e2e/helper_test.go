@@ -10,18 +10,13 @@
 package e2e
 
 import (
-	"context"
-	"fmt"
+	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"sort"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
@@ -106,45 +101,32 @@ func eventually(t *testing.T, limit time.Duration, do func() error) {
 	}
 }
 
-// sameText is an error with the difference of two texts, or nil.
-func sameText(want, got string) error {
-	if diff := cmp.Diff(want, got); diff != "" {
-		return fmt.Errorf("difference (-want +got):\n%s", diff)
-	}
-	return nil
-}
-
-// machine describes what a lab could leave behind: processes, links, mounts, control groups and namespaces with names.
-func machine(t *testing.T) string {
+// traces lists what on this machine belongs to the lab in dir: its files, control groups, mounts and processes. Every process of a
+// lab has the directory in its environment, in its control group's name, or among the mounts that it sees.
+func traces(t *testing.T, dir string) []string {
 	t.Helper()
-	var text strings.Builder
-	for _, command := range [][]string{{"ip", "-br", "link"}, {"ip", "netns"}, {"cat", "/proc/self/mountinfo"}} {
-		out, err := exec.CommandContext(context.Background(), command[0], command[1:]...).Output()
-		if err != nil {
-			t.Fatalf("%v: %v", command, err)
-		}
-		text.Write(out)
-	}
 	var found []string
-	groups, err := filepath.Glob("/sys/fs/cgroup/*/netdriver-lab-*")
+	for _, pattern := range []string{dir, "/sys/fs/cgroup/*/netdriver-lab-*-" + filepath.Base(dir)} {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, names...)
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	found = append(found, groups...)
-	inits, err := filepath.Glob("/proc/[0-9]*/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	own, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, link := range inits {
-		if ns, err := os.Readlink(link); err == nil && ns != own {
-			comm, _ := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(link)), "comm"))
-			found = append(found, link+" "+strings.TrimSpace(string(comm)))
+	for _, process := range processes {
+		var text []byte
+		for _, file := range []string{"environ", "cgroup", "mountinfo"} {
+			// A process may end at any moment.
+			content, _ := os.ReadFile(filepath.Join(process, file))
+			text = append(text, content...)
+		}
+		if bytes.Contains(text, []byte(filepath.Base(dir))) {
+			found = append(found, process)
 		}
 	}
-	sort.Strings(found)
-	return text.String() + strings.Join(found, "\n")
+	return found
 }

@@ -137,7 +137,7 @@ func (s *sharedCluster) close(failed bool) error {
 	}
 	if failed {
 		s.made.KeepLogs()
-		fmt.Println("logs:", s.made.Logs())
+		fmt.Printf("%slogs: %s\n", s.made.Tails(), s.made.Logs())
 	}
 	return s.made.Close()
 }

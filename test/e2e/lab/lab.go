@@ -144,6 +144,19 @@ func (l *Lab) KeepLogs() { l.keep = true }
 // Logs is the directory of the logs.
 func (l *Lab) Logs() string { return filepath.Join(l.Dir, "logs") }
 
+// Tails quotes the ends of all logs, for whoever can see a test's output but not its files.
+func (l *Lab) Tails() string {
+	names, err := filepath.Glob(filepath.Join(l.Logs(), "*.log"))
+	if err != nil {
+		return err.Error()
+	}
+	var text strings.Builder
+	for _, name := range names {
+		fmt.Fprintf(&text, "%s:%s\n", name, tail(name))
+	}
+	return text.String()
+}
+
 // Close ends all that runs in the lab and removes all it made: processes, namespaces with their mounts and devices,
 // control groups, files (but for the logs after KeepLogs). A second Close does nothing.
 func (l *Lab) Close() error {

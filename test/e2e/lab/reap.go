@@ -146,7 +146,7 @@ func (i identity) end() error {
 // removeCgroups removes the lab's control groups: of every controller where they are mounted one by one (version 1), or
 // the one of version 2. A group goes only when it is empty, deepest first.
 func removeCgroups(name string) error {
-	if !filepath.IsLocal(name) || name == "." {
+	if !strings.HasPrefix(name, dirPrefix) || !filepath.IsLocal(name) {
 		return fmt.Errorf("remove control group %q: not a name of the lab's", name)
 	}
 	roots, err := filepath.Glob("/sys/fs/cgroup/*/" + name)
