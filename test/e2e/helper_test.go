@@ -1,12 +1,12 @@
 //go:build e2e
 
-// Package e2e holds the tests of the whole product: real dockerds on several hosts, each with the netdriver program that
-// `make build` made.
+// Package e2e holds the tests of the whole product: real dockerds on several hosts, each with the netdriver
+// program that `make build` made.
 //
 //	make e2e T=TestName
 //
-// Most tests use the hosts that TestMain starts, see main_test.go: names of networks and containers are taken from the test's
-// name, and each test removes what it made. A test that needs hosts in a state of its own calls ownLab.
+// Most tests use the hosts that TestMain starts, see main_test.go: names of networks and containers are taken from
+// the test's name, and each test removes what it made. A test that needs hosts in a state of its own calls ownLab.
 package e2e
 
 import (
@@ -72,8 +72,8 @@ func refused(t *testing.T, n *lab.Node, args ...string) string {
 	return err.Error()
 }
 
-// httpGet asks a web server for / from a node itself, not from a container. It needs nothing but bash; Debian's static busybox
-// wget crashes on a host with glibc's name services.
+// httpGet asks a web server for / from a node itself, not from a container. It needs nothing but bash; Debian's
+// static busybox wget crashes on a host with glibc's name services.
 func httpGet(t *testing.T, n *lab.Node, host string, port int) (string, error) {
 	t.Helper()
 	const script = `exec 3<>"/dev/tcp/$0/$1" && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && timeout 5 cat <&3`
@@ -101,8 +101,9 @@ func eventually(t *testing.T, limit time.Duration, do func() error) {
 	}
 }
 
-// traces lists what on this machine belongs to the lab in dir: its files, control groups, mounts and processes. Every process of a
-// lab has the directory in its environment, in its control group's name, or among the mounts that it sees.
+// traces lists what on this machine belongs to the lab in dir: its files, control groups, mounts and processes.
+// Every process of a lab has the directory in its environment, in its control group's name, or among the mounts
+// that it sees.
 func traces(t *testing.T, dir string) []string {
 	t.Helper()
 	var found []string

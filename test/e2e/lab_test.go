@@ -16,8 +16,8 @@ import (
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
 
-// Two hosts are needed again and again while developing, so making them must stay quick. The best of three tries counts: the
-// machine may be busy with something else.
+// Two hosts are needed again and again while developing, so making them must stay quick. The best of three tries
+// counts: the machine may be busy with something else.
 func TestTwoDockerHostsAnswerWithinFiveSeconds(t *testing.T) {
 	const limit = 5 * time.Second
 	best := time.Hour
@@ -125,12 +125,12 @@ func TestKilledRunLeavesNothingAfterReap(t *testing.T) {
 	}
 }
 
-// anotherProcess is the environment variable that makes a second copy of this test program keep a lab in the directory it
-// names.
+// anotherProcess is the environment variable that makes a second copy of this test program keep a lab in the
+// directory it names.
 const anotherProcess = "NETDRIVER_LAB_DIR"
 
-// TestLabForAnotherProcess is the second program of TestKilledRunLeavesNothingAfterReap; alone it checks that an unusable
-// directory is refused.
+// TestLabForAnotherProcess is the second program of TestKilledRunLeavesNothingAfterReap; alone it checks that an
+// unusable directory is refused.
 func TestLabForAnotherProcess(t *testing.T) {
 	dir := os.Getenv(anotherProcess)
 	if dir == "" {

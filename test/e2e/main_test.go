@@ -15,8 +15,8 @@ import (
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
 
-// shared is the cluster that most tests use. It starts with the first test that asks for it, so that a run of other tests
-// does not wait for it.
+// shared is the cluster that most tests use. It starts with the first test that asks for it, so that a run of
+// other tests does not wait for it.
 var shared sharedCluster
 
 func TestMain(m *testing.M) {
@@ -36,7 +36,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// A cluster is a lab whose nodes run dockerd and netdriver: the first holds the store, the others use it over mutual TLS.
+// A cluster is a lab whose nodes run dockerd and netdriver: the first holds the store, the others use it over
+// mutual TLS.
 type cluster struct {
 	*lab.Lab
 	certificates map[netip.Addr]*lab.Certificate

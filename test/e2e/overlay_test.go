@@ -12,8 +12,8 @@ import (
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
 
-// overlay creates the test's network on the given nodes, with --subnet and whatever else is given, and returns its name. It is
-// removed at the test's end, after the containers.
+// overlay creates the test's network on the given nodes, with --subnet and whatever else is given, and returns its
+// name. It is removed at the test's end, after the containers.
 func overlay(t *testing.T, nodes []*lab.Node, args ...string) string {
 	t.Helper()
 	name := networkName(t)
@@ -31,8 +31,8 @@ func createArgs(name string, args ...string) []string {
 	return append(append(command, args...), name)
 }
 
-// serve starts a container with a web server that says the node's name, and returns the container's name, which begins
-// with the network's. It is removed at the test's end.
+// serve starts a container with a web server that says the node's name, and returns the container's name, which
+// begins with the network's. It is removed at the test's end.
 func serve(t *testing.T, n *lab.Node, network string, args ...string) string {
 	t.Helper()
 	const script = `echo "$0" >/www/index.html; exec httpd -f -h /www`
@@ -70,8 +70,8 @@ func fetch(t *testing.T, n *lab.Node, container, addr string) string {
 	return docker(t, n, "exec", container, "wget", "-q", "-T", "5", "-O", "-", "http://"+addr+"/")
 }
 
-// atEnd runs a docker command after the test; it fails the test when it fails and nothing else did. What is gone already is no
-// failure.
+// atEnd runs a docker command after the test; it fails the test when it fails and nothing else did. What is gone
+// already is no failure.
 func atEnd(t *testing.T, n *lab.Node, args ...string) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -126,7 +126,8 @@ func TestOverlayOverAnIPv6UnderlayCarriesFullSizePackets(t *testing.T) {
 	network := overlay(t, c.Nodes, "--subnet", "10.100.3.0/24")
 	first, second := serve(t, c.Nodes[0], network), serve(t, c.Nodes[1], network)
 	addr := address(t, c.Nodes[1], network, second, "IPAddress")
-	// 1500 bytes less 70 for IPv6, UDP, VXLAN and the inner Ethernet header; of these 28 are IPv4's and ICMP's headers.
+	// 1500 bytes less 70 for IPv6, UDP, VXLAN and the inner Ethernet header; of these 28 are IPv4's and ICMP's
+	// headers.
 	const payload = 1500 - 70 - 28
 	_, err := c.Nodes[0].Docker(t.Context(), "exec", first, "ping", "-c", "1", "-W", "2", "-s", fmt.Sprint(payload), addr)
 	if err != nil {

@@ -145,8 +145,8 @@ func reboot(ctx context.Context, c *cluster, n *lab.Node) error {
 	return n.StartDocker(ctx, dockerArgs()...)
 }
 
-// A pool of six addresses is soon empty if a container's end does not free its own. Docker may start and stop them side by
-// side.
+// A pool of six addresses is soon empty if a container's end does not free its own. Docker may start and stop them
+// side by side.
 func TestContainersComeAndGoWithoutLeakingALease(t *testing.T) {
 	nodes := hosts(t).Nodes
 	network := overlay(t, nodes, "--subnet", "10.102.4.0/24", "--ip-range", "10.102.4.8/29")

@@ -164,7 +164,8 @@ func detach(t *testing.T, ep *libnetwork.Endpoint, sb *libnetwork.Sandbox) {
 // in runs a command in a sandbox's network namespace.
 func in(t *testing.T, sb *libnetwork.Sandbox, args ...string) (string, error) {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "nsenter", append([]string{"--net=" + sb.Key()}, args...)...).CombinedOutput()
+	enter := append([]string{"--net=" + sb.Key()}, args...)
+	out, err := exec.CommandContext(t.Context(), "nsenter", enter...).CombinedOutput()
 	return string(out), err
 }
 

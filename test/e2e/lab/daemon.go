@@ -20,8 +20,8 @@ const pluginSocket = "/run/docker/plugins/custom-overlay.sock"
 // daemonLimit is how long netdriver may take to answer or to stop.
 const daemonLimit = 30 * time.Second
 
-// DaemonConfig is what `netdriver run` is told beyond what the lab knows itself (the node's address and data directory).
-// Its zero value is a host on its own, with the embedded store.
+// DaemonConfig is what `netdriver run` is told beyond what the lab knows itself (the node's address and data
+// directory). Its zero value is a host on its own, with the embedded store.
 type DaemonConfig struct {
 	// Binary runs instead of the lab's, for example an older version.
 	Binary string

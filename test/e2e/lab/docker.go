@@ -50,8 +50,8 @@ func (n *Node) StartDocker(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// StopDocker sends a signal to dockerd and waits for its end. SIGKILL leaves containers running, as does any signal with
-// dockerd's --live-restore.
+// StopDocker sends a signal to dockerd and waits for its end. SIGKILL leaves containers running, as does any
+// signal with dockerd's --live-restore.
 func (n *Node) StopDocker(signal syscall.Signal) error {
 	if n.docker == nil {
 		return fmt.Errorf("stop dockerd on %s: it was not started", n.Name)
@@ -71,8 +71,8 @@ func (n *Node) Docker(ctx context.Context, args ...string) (string, error) {
 	return n.Exec(ctx, append([]string{"docker"}, args...)...)
 }
 
-// InContainer prepares a command in a container's network namespace with the node's programs. Unlike `docker exec` it does
-// not depend on a running dockerd once it has been prepared.
+// InContainer prepares a command in a container's network namespace with the node's programs. Unlike `docker exec`
+// it does not depend on a running dockerd once it has been prepared.
 func (n *Node) InContainer(ctx context.Context, container string, args ...string) (*exec.Cmd, error) {
 	pid, err := n.Docker(ctx, "inspect", "--format", "{{.State.Pid}}", container)
 	if err != nil {

@@ -1,12 +1,12 @@
 // Package lab builds real Docker hosts on one machine, for the end-to-end tests, the demo and the benchmarks.
 //
-// A node is a set of namespaces (mount, network, UTS, PID) with a tmpfs on /run and its own dockerd, so commands run
-// in it see the default paths: /run/docker.sock, /run/docker/plugins, /run/netdriver. The nodes' eth0 hang on one bridge
-// in a namespace of the lab's own, [Lab.Outside], which also stands for the rest of the world.
+// A node is a set of namespaces (mount, network, UTS, PID) with a tmpfs on /run and its own dockerd, so commands
+// run in it see the default paths: /run/docker.sock, /run/docker/plugins, /run/netdriver. The nodes' eth0 hang on
+// one bridge in a namespace of the lab's own, [Lab.Outside], which also stands for the rest of the world.
 //
-// Each node's first process is the init of its PID namespace and waits for the end of a pipe that the lab's maker holds.
-// So whatever way the maker ends, the kernel ends every process of the node with it, and the node's mounts and
-// devices vanish with the last of them; nothing is ever looked up by name.
+// Each node's first process is the init of its PID namespace and waits for the end of a pipe that the lab's maker
+// holds. So whatever way the maker ends, the kernel ends every process of the node with it, and the node's mounts
+// and devices vanish with the last of them; nothing is ever looked up by name.
 package lab
 
 import (
@@ -236,7 +236,8 @@ func (l *Lab) plug(n *Node) error {
 	return nil
 }
 
-// unplug removes node n's port from the switch. The kernel would do it too once the node's namespace is gone, but later.
+// unplug removes node n's port from the switch. The kernel would do it too once the node's namespace is gone, but
+// later.
 func (l *Lab) unplug(n *Node) error {
 	handle, err := l.Outside.netlink()
 	if err != nil {

@@ -84,8 +84,8 @@ func (n *Node) boot(ctx context.Context) error {
 	return nil
 }
 
-// halt is the power switch: it ends every process of the node at once, and waits until they are gone. The kernel kills
-// whatever is in a PID namespace when its init ends.
+// halt is the power switch: it ends every process of the node at once, and waits until they are gone. The kernel
+// kills whatever is in a PID namespace when its init ends.
 func (n *Node) halt() error {
 	if n.init == nil {
 		return nil
@@ -103,8 +103,8 @@ func (n *Node) halt() error {
 }
 
 // Reboot cuts the node's power and boots it again with the same address. All that a real host would lose is lost:
-// processes, /run, network devices and namespaces; dockerd's and the daemon's data directories stay. Neither is started
-// again.
+// processes, /run, network devices and namespaces; dockerd's and the daemon's data directories stay. Neither is
+// started again.
 func (n *Node) Reboot(ctx context.Context) error {
 	if err := n.halt(); err != nil {
 		return err
@@ -121,8 +121,8 @@ func (n *Node) Reboot(ctx context.Context) error {
 	return n.lab.plug(n)
 }
 
-// Command prepares a command in the node's namespaces; as with exec.CommandContext, the end of ctx kills it. The child
-// of nsenter dies with nsenter, which has no other way to pass a SIGKILL on.
+// Command prepares a command in the node's namespaces; as with exec.CommandContext, the end of ctx kills it. The
+// child of nsenter dies with nsenter, which has no other way to pass a SIGKILL on.
 func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
 	enter := []string{"--target", strconv.Itoa(n.init.pid), "--mount", "--net", "--uts", "--pid",
 		"--", "setpriv", "--pdeathsig", "KILL", "--"}
@@ -132,8 +132,8 @@ func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Exec runs a command in the node and returns its standard output. An error names the node and the command and carries
-// the standard error, and the output too.
+// Exec runs a command in the node and returns its standard output. An error names the node and the command and
+// carries the standard error, and the output too.
 func (n *Node) Exec(ctx context.Context, args ...string) (string, error) {
 	cmd := n.Command(ctx, args...)
 	var stdout, stderr bytes.Buffer
@@ -145,8 +145,9 @@ func (n *Node) Exec(ctx context.Context, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// env is the environment of all commands in the node. Nothing of the caller's is passed on, so no DOCKER_HOST, context or
-// client configuration of the user's leads a command out of the lab. Debian's docker comes before a newer client.
+// env is the environment of all commands in the node. Nothing of the caller's is passed on, so no DOCKER_HOST,
+// context or client configuration of the user's leads a command out of the lab. Debian's docker comes before a
+// newer client.
 func (n *Node) env() []string {
 	path := "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 	if n.lab.config.Binary != "" {

@@ -17,8 +17,8 @@ import (
 // pollEvery is how often a condition that cannot be waited for is looked at.
 const pollEvery = 20 * time.Millisecond
 
-// A process is a long-running program in a node. It is the child of unshare or nsenter: they have to fork to get into a PID
-// namespace, so the process that counts is not the one that was started.
+// A process is a long-running program in a node. It is the child of unshare or nsenter: they have to fork to get
+// into a PID namespace, so the process that counts is not the one that was started.
 type process struct {
 	pid    int // in this process's PID namespace
 	log    string
@@ -27,8 +27,8 @@ type process struct {
 	err    error
 }
 
-// start starts a program behind nsenter or unshare with its output appended to a log. It gets a session of its own, so that
-// a terminal's Ctrl-C reaches the lab's maker only, who then ends things in order.
+// start starts a program behind nsenter or unshare with its output appended to a log. It gets a session of its
+// own, so that a terminal's Ctrl-C reaches the lab's maker only, who then ends things in order.
 func start(cmd *exec.Cmd, log string) (*process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -70,7 +70,8 @@ func onlyChild(pid int) (int, error) {
 	return strconv.Atoi(children[0])
 }
 
-// waitFor waits until ready succeeds, the process ends, or the time is over; an error names the log and quotes its end.
+// waitFor waits until ready succeeds, the process ends, or the time is over; an error names the log and quotes its
+// end.
 func (p *process) waitFor(ctx context.Context, limit time.Duration, ready func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

@@ -128,8 +128,8 @@ func (i identity) alive() bool {
 	return err == nil && now == i
 }
 
-// end kills the process, unless it has ended, and waits until it is gone. The init of a PID namespace goes last of its
-// namespace.
+// end kills the process, unless it has ended, and waits until it is gone. The init of a PID namespace goes last of
+// its namespace.
 func (i identity) end() error {
 	for range reapLimit / pollEvery {
 		if !i.alive() {
@@ -143,8 +143,8 @@ func (i identity) end() error {
 	return fmt.Errorf("process %d is still there %s after SIGKILL", i.PID, reapLimit)
 }
 
-// removeCgroups removes the lab's control groups: of every controller where they are mounted one by one (version 1), or
-// the one of version 2. A group goes only when it is empty, deepest first.
+// removeCgroups removes the lab's control groups: of every controller where they are mounted one by one (version
+// 1), or the one of version 2. A group goes only when it is empty, deepest first.
 func removeCgroups(name string) error {
 	if !strings.HasPrefix(name, dirPrefix) || !filepath.IsLocal(name) {
 		return fmt.Errorf("remove control group %q: not a name of the lab's", name)
@@ -177,7 +177,8 @@ func removeCgroups(name string) error {
 	return errors.Join(errs...)
 }
 
-// tempParent is where labs are made: in memory, where overlay2 works and image layers cost no disk writes, if it has room.
+// tempParent is where labs are made: in memory, where overlay2 works and image layers cost no disk writes, if it
+// has room.
 func tempParent() string {
 	var stat unix.Statfs_t
 	if err := unix.Statfs("/dev/shm", &stat); err == nil && stat.Bavail*uint64(stat.Bsize) > roomInMemory {
