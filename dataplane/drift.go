@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -34,15 +35,22 @@ type Receipt struct {
 	Error string
 }
 
-// subject is what an Event is about.
+// subject is what the kernel keeps one state of: a later Event about it makes an earlier one obsolete.
 type subject struct {
 	device    string
 	flags     bool
-	fdb       FDBEntry
-	neighbour Neighbour
+	fdb       fdbKey
+	flood     netip.Addr // of which the zero MAC has several
+	neighbour netip.Addr
 }
 
-func (e Event) subject() subject { return subject{e.Device, e.FlagsOnly, e.FDB, e.Neighbour} }
+func (e Event) subject() subject {
+	s := subject{device: e.Device, flags: e.FlagsOnly, fdb: keyOf(e.FDB), neighbour: e.Neighbour.Address}
+	if e.FDB.MAC.IsZero() {
+		s.flood = e.FDB.VTEP
+	}
+	return s
+}
 
 // Run follows the kernel's events until ctx ends and sends networks that others changed to Drifted. It returns nil at
 // the end of ctx, and an error if events end before.
@@ -111,13 +119,31 @@ func (p *Plane) notice(e Event, suspected map[vxlan.VNI]bool) []vxlan.VNI {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.want.contradicts(e) {
-		delete(n.suspects, e.subject())
-		return nil
+	if e.Device != "" { // an event about the whole device tells its flags too
+		delete(n.suspects, subject{device: e.Device, flags: true})
 	}
-	n.suspects[e.subject()] = e
-	suspected[e.VNI] = true
+	switch {
+	case n.want.contradicts(e):
+		n.suspects[e.subject()] = e
+		suspected[e.VNI] = true
+	case !e.Deleted || e.FDB == FDBEntry{} || !n.want.wantsMAC(keyOf(e.FDB)):
+		delete(n.suspects, e.subject())
+	}
 	return nil
+}
+
+// wantsMAC says whether a MAC is wanted anywhere in a table. An unwanted place that it has lost is then no good news.
+func (n *Network) wantsMAC(k fdbKey) bool {
+	at := func(port string) bool {
+		i, _ := slices.BinarySearchFunc(n.FDB, FDBEntry{MAC: k.mac, Port: port}, compareFDB) // the first, VTEP or not
+		for ; i < len(n.FDB) && n.FDB[i].Port == port && n.FDB[i].MAC == k.mac; i++ {
+			if keyOf(n.FDB[i]) == k {
+				return !k.mac.IsZero()
+			}
+		}
+		return false
+	}
+	return at("") || !k.self && slices.ContainsFunc(n.Ports, func(p Port) bool { return at(p.Endpoint) })
 }
 
 func (p *Plane) markAll() []vxlan.VNI {
