@@ -131,7 +131,7 @@ func TestABadValueIsRefusedWithItsNameItsOriginAndWhatIsAllowed(t *testing.T) {
 		{"vxlan-port", "65536", "1..65535"},
 		{"store", "192.0.2.1:2379", "http://"},
 		{"store", "http://192.0.2.1", "PORT"},
-		{"store-listen", "ftp://192.0.2.1:1", "https://"},
+		{"store-listen", "http://192.0.2.1:1", "https://"}, // anyone who reaches it could change the cluster
 		{"store-ca", "/nowhere/ca.pem", "readable"},
 		{"data-dir", "data", "absolute"},
 		{"metrics", "9100", "PORT"},
@@ -169,7 +169,7 @@ func TestEveryBadSettingIsToldAtOnce(t *testing.T) {
 func TestSettingsThatContradictEachOtherAreRefused(t *testing.T) {
 	for want, args := range map[string][]string{
 		"belong together": {"--store-cert=/dev/null"},
-		"one of the two":  {"--store=http://h:1", "--store-listen=http://h:2"},
+		"one of the two":  {"--store=http://h:1", "--store-listen=https://h:2"},
 		"mutual TLS":      {"--store=https://h:1"},
 	} {
 		if _, err := load(t, args, nil, ""); err == nil || !strings.Contains(err.Error(), want) {

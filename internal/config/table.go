@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -76,13 +77,13 @@ func storeSettings() []setting {
 			name: "store", shown: "the embedded etcd",
 			help:    "URLs of an etcd elsewhere: another node's store-listen, or one of your own",
 			allowed: "http://HOST:PORT or https://HOST:PORT, several separated by commas",
-			set:     func(c *Config, v string) (err error) { c.Store, err = urls(v); return err },
+			set:     func(c *Config, v string) (err error) { c.Store, err = urls(v, "http", "https"); return err },
 		},
 		{
 			name: "store-listen", shown: "only this node",
 			help:    "URLs at which the embedded etcd serves other nodes",
-			allowed: "http://ADDRESS:PORT or https://ADDRESS:PORT, several separated by commas; https needs the three files below",
-			set:     func(c *Config, v string) (err error) { c.StoreListen, err = urls(v); return err },
+			allowed: "https://ADDRESS:PORT, several separated by commas; needs the three files below",
+			set:     func(c *Config, v string) (err error) { c.StoreListen, err = urls(v, "https"); return err },
 		},
 		{
 			name: "store-ca", help: "PEM file with the CA that signed the store's and the nodes' certificates",
@@ -224,8 +225,8 @@ func setLogFormat(c *Config, v string) error {
 	return nil
 }
 
-// urls reads a list of http or https URLs of a host and port; "" is none.
-func urls(v string) ([]string, error) {
+// urls reads a list of URLs of a host and port with one of the schemes; "" is none.
+func urls(v string, schemes ...string) ([]string, error) {
 	if v == "" {
 		return nil, nil
 	}
@@ -236,7 +237,7 @@ func urls(v string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || u.Path != "" || u.User != nil {
+		if !slices.Contains(schemes, u.Scheme) || u.Hostname() == "" || u.Port() == "" || u.Path != "" || u.User != nil {
 			return nil, fmt.Errorf("%q is none", part)
 		}
 		out = append(out, part)
