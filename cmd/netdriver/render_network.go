@@ -1,0 +1,159 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+
+	"github.com/netdriver/netdriver/diag"
+)
+
+// network is the text of `netdriver inspect NETWORK`: the verdict first, then what is wrong and what to do, then the numbers.
+func (p painter) network(r diag.NetworkReport) string {
+	var b strings.Builder
+	b.WriteString(p.headline(r))
+	for _, s := range r.Subnets {
+		line(&b, "subnet", subnet(s, r.Data))
+	}
+	line(&b, "mtu", r.MTU.Derived)
+	line(&b, "kernel", p.kernel(r))
+	for _, d := range r.Kernel.Differences {
+		line(&b, "", "wants: "+d)
+	}
+	for _, reason := range r.Reasons {
+		fmt.Fprintf(&b, "\n  %s  %s: %s\n    └ try: %s\n", p.verdict(reason.Verdict), reason.Place, reason.Cause, reason.Remedy)
+	}
+	if len(r.Peers) > 0 {
+		b.WriteString("\n" + p.peers(r.Peers))
+	}
+	b.WriteString("\n" + p.endpoints(r))
+	return b.String()
+}
+
+func line(b *strings.Builder, what, s string) { fmt.Fprintf(b, "  %-9s  %s\n", what, s) }
+
+func (p painter) headline(r diag.NetworkReport) string {
+	kind := []string{r.Mode, fmt.Sprintf("VNI %d", r.VNI), fmt.Sprintf("UDP %d", r.Port)}
+	if r.Internal {
+		kind = append(kind, "internal")
+	}
+	data := map[string]string{
+		diag.SourceStore: "data " + p.age(r.Data.Taken) + " old", diag.SourceMirror: "data from this node's copy", diag.SourceKernel: "data from the kernel",
+	}
+	return fmt.Sprintf("%s  %s    %s  %s    %s\n", r.Network, strings.Join(kind, " · "), p.verdict(r.Verdict), summary(r), data[r.Data.Source])
+}
+
+// summary says in a few words why the verdict is what it is.
+func summary(r diag.NetworkReport) string {
+	down, others := 0, 0
+	for _, peer := range r.Peers {
+		if peer.State != diag.StateLocal {
+			others++
+		}
+		if peer.State == diag.StateDown {
+			down++
+		}
+	}
+	switch {
+	case down > 0 && down == len(r.Reasons):
+		return fmt.Sprintf("%d of %s DOWN", down, plural(others, "peer"))
+	case len(r.Reasons) > 0:
+		return plural(len(r.Reasons), "problem")
+	}
+	return fmt.Sprintf("%s, %s", plural(others, "peer"), plural(r.EndpointCount, "endpoint"))
+}
+
+func subnet(s diag.Subnet, d diag.Data) string {
+	usable := fmt.Sprint(s.Usable)
+	if s.Usable == math.MaxUint64 {
+		usable = "2^64"
+	}
+	text := fmt.Sprintf("%s  gateway %s  %d of %s used", s.Subnet, addressOr(s.Gateway.IsValid(), s.Gateway), s.Used, usable)
+	if d.Source == diag.SourceStore {
+		text += fmt.Sprintf(", %d reserved", s.Reserved)
+	}
+	if s.First.IsValid() {
+		text += fmt.Sprintf(", leases %s to %s", s.First, s.Last)
+	}
+	return text
+}
+
+// addressOr writes an address if there is one.
+func addressOr(valid bool, a fmt.Stringer) string {
+	if !valid {
+		return "none"
+	}
+	return a.String()
+}
+
+func (p painter) kernel(r diag.NetworkReport) string {
+	k := r.Kernel
+	var text string
+	switch {
+	case !r.Member:
+		return "this node is no member"
+	case !k.Checked:
+		text = "not compared"
+	case k.InSync:
+		text = "in sync"
+	default:
+		text = plural(k.Differing, "difference")
+	}
+	text += fmt.Sprintf(", rev %d", r.Revision.Applied)
+	if r.Revision.Wanted > r.Revision.Applied {
+		text += fmt.Sprintf(" of %d", r.Revision.Wanted)
+	}
+	if len(k.Drifts) == 0 {
+		return text
+	}
+	d := k.Drifts[len(k.Drifts)-1]
+	text += fmt.Sprintf(" · last drift %s ago, ", p.age(d.Time))
+	if d.Error != "" {
+		return text + "not repaired: " + d.Error
+	}
+	return text + fmt.Sprintf("repaired in %s: %s", span(time.Duration(d.Seconds*float64(time.Second))), d.Command)
+}
+
+func (p painter) peers(peers []diag.Peer) string {
+	var rows []table.Row
+	for _, peer := range peers {
+		rows = append(rows, table.Row{
+			peer.Node, addressOr(peer.Address.IsValid(), peer.Address), p.state(peer.State), known(peer.Applied), known(peer.UnderlayMTU),
+			peer.Endpoints, p.age(peer.LastStatus),
+		})
+	}
+	return columns(table.Row{"PEER", "ADDRESS", "STATE", "REV", "MTU", "ENDPOINTS", "LAST STATUS"}, rows)
+}
+
+func (p painter) endpoints(r diag.NetworkReport) string {
+	if len(r.Endpoints) == 0 {
+		return "no endpoint: no container is connected\n"
+	}
+	var rows []table.Row
+	for _, e := range r.Endpoints[:min(len(r.Endpoints), mostEndpoints)] {
+		var addrs []string
+		for _, a := range e.Addresses {
+			addrs = append(addrs, a.String())
+		}
+		mac := none
+		if !e.MAC.IsZero() {
+			mac = e.MAC.String()
+		}
+		seen := none
+		if e.SeenBy >= 0 {
+			seen = fmt.Sprintf("%d/%d", e.SeenBy, e.Members)
+		}
+		rows = append(rows, table.Row{
+			e.ID[:min(len(e.ID), 12)], e.Node, cmp.Or(strings.Join(addrs, " "), none), mac, cmp.Or(e.Phase, none), p.age(e.Created), seen,
+		})
+	}
+	text := columns(table.Row{"ENDPOINT", "NODE", "ADDRESS", "MAC", "PHASE", "AGE", "SEEN BY"}, rows)
+	if more := len(r.Endpoints) - mostEndpoints; more > 0 {
+		text += fmt.Sprintf("… and %d more (-o json shows all)\n", more)
+	}
+	return text
+}
