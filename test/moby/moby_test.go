@@ -79,7 +79,7 @@ func controller(t *testing.T) *libnetwork.Controller {
 	t.Helper()
 	bridge := options.Generic{netlabel.GenericData: options.Generic{"EnableIPTables": false, "EnableIP6Tables": false}}
 	c, err := libnetwork.New(t.Context(), config.OptionDataDir(t.TempDir()),
-		config.OptionExecRoot(t.TempDir()), config.OptionDriverConfig("bridge", bridge))
+		config.OptionExecRoot("/run/docker"), config.OptionDriverConfig("bridge", bridge))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -215,7 +215,7 @@ func (l *Lab) plug(n *Node) error {
 		return err
 	}
 	attrs := netlink.LinkAttrs{Name: n.Name, MTU: l.config.MTU, MasterIndex: bridge.Attrs().Index}
-	port := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(n.init.pid)}
+	port := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(n.pid())}
 	if err := outside.LinkAdd(port); err != nil {
 		return fmt.Errorf("add veth %s: %w", n.Name, err)
 	}

@@ -23,12 +23,18 @@ import (
 const ifaFlagNoDAD = unix.IFA_F_NODAD
 
 // bootScript is what a node's init does: the set-up that has to happen inside, then nothing but reaping orphans (bash
-// reaps every child) until its standard input, held by the lab's maker, ends. Docker needs the mounts shared, and
-// forwarding switched on as on any Docker host.
+// reaps every child) until its standard input, held by the lab's maker, ends. A sysfs mounted in a network namespace
+// shows that namespace's devices, but covers the control groups, which are put back. Docker needs the mounts shared,
+// and forwarding switched on as on any Docker host.
 const bootScript = `set -e
-mount --make-rshared /
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /run/docker/plugins /run/lock
+mkdir -p /run/docker/plugins /run/lock /run/cgroup
+mount --rbind /sys/fs/cgroup /run/cgroup
+mount -t sysfs sysfs /sys
+mount --rbind /run/cgroup /sys/fs/cgroup
+umount -l /run/cgroup
+rmdir /run/cgroup
+mount --make-rshared /
 hostname "$0"
 ip link set lo up
 echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -124,7 +130,7 @@ func (n *Node) Reboot(ctx context.Context) error {
 // Command prepares a command in the node's namespaces; as with exec.CommandContext, the end of ctx kills it. The
 // child of nsenter dies with nsenter, which has no other way to pass a SIGKILL on.
 func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
-	enter := []string{"--target", strconv.Itoa(n.init.pid), "--mount", "--net", "--uts", "--pid",
+	enter := []string{"--target", strconv.Itoa(n.pid()), "--mount", "--net", "--uts", "--pid",
 		"--", "setpriv", "--pdeathsig", "KILL", "--"}
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 	cmd.Env = n.env()
@@ -163,7 +169,7 @@ func (n *Node) log(process string) string {
 
 // netlink opens a netlink socket in the node's network namespace; only the socket moves there, not the thread.
 func (n *Node) netlink() (*netlink.Handle, error) {
-	ns, err := netns.GetFromPid(n.init.pid)
+	ns, err := netns.GetFromPid(n.pid())
 	if err != nil {
 		return nil, fmt.Errorf("open the network namespace of %s: %w", n.Name, err)
 	}
@@ -173,7 +179,15 @@ func (n *Node) netlink() (*netlink.Handle, error) {
 
 // Path is where a file of the node, such as /run/docker.sock, is found from outside the node.
 func (n *Node) Path(inside string) string {
-	return filepath.Join("/proc", strconv.Itoa(n.init.pid), "root", inside)
+	return filepath.Join("/proc", strconv.Itoa(n.pid()), "root", inside)
+}
+
+// pid is the node's init; of a node that does not run it is one that no process has, so that commands fail.
+func (n *Node) pid() int {
+	if n.init == nil {
+		return 0
+	}
+	return n.init.pid
 }
 
 // start starts a long-running process in the node.

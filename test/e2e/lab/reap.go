@@ -50,7 +50,7 @@ func (l *Lab) record() error {
 	}
 	r := record{Cgroup: l.cgroup, Maker: maker}
 	for _, n := range append([]*Node{l.Outside}, l.Nodes...) {
-		init, err := identify(n.init.pid)
+		init, err := identify(n.pid())
 		if err != nil {
 			return err
 		}

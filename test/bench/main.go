@@ -1,0 +1,152 @@
+// Command bench measures what netdriver promises, side by side with the alternative wherever there is one, and prints one
+// table. docs/benchmarks.md says what is measured and how to read it.
+//
+// A figure that misses its target does not fail the command: machines differ. A measurement that is broken does.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A benchmark gives one or more results.
+type benchmark struct {
+	name string
+	run  func(context.Context, *bench) ([]Result, error)
+}
+
+func benchmarks() []benchmark {
+	return []benchmark{
+		{"datapath", dataPath},
+		{"program", programming},
+	}
+}
+
+// bench is what the benchmarks are given.
+type bench struct {
+	// dir is for files; it is removed at the end.
+	dir string
+	// binary is the netdriver program, an absolute path.
+	binary string
+	// rounds is how often things are measured in turns.
+	rounds int
+}
+
+// options are the command line.
+type options struct {
+	run    string
+	rounds int
+	write  bool
+	binary string
+	doc    string
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.run, "run", ".", "run the benchmarks whose name matches this regular expression")
+	flag.IntVar(&o.rounds, "rounds", 15, "how many rounds of measuring in turns; more make the figures steadier")
+	flag.BoolVar(&o.write, "write", false, "put the table into the document")
+	flag.StringVar(&o.binary, "binary", "bin/netdriver", "the netdriver program, built by make build")
+	flag.StringVar(&o.doc, "doc", "docs/benchmarks.md", "the document for -write")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	if err := start(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// apart is set in the environment of the process that measures.
+const apart = "NETDRIVER_BENCH_APART=1"
+
+// start runs the benchmarks in a child process with mounts and a network of its own, so that nothing on this machine is
+// touched and the kernel cleans up, however the benchmarks end.
+func start(ctx context.Context, o options) error {
+	if os.Getenv("NETDRIVER_BENCH_APART") != "" {
+		return measure(ctx, o)
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("network namespaces need root")
+	}
+	runtime.LockOSThread() // Pdeathsig comes when the thread that started the child ends
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), apart)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.Exited() {
+		return errors.New("not everything could be measured, see above")
+	}
+	return err
+}
+
+// measure runs the chosen benchmarks one after the other and prints the table.
+func measure(ctx context.Context, o options) (err error) {
+	chosen, err := regexp.Compile(o.run)
+	if err != nil {
+		return fmt.Errorf("-run: %w", err)
+	}
+	b := &bench{rounds: max(o.rounds, 2)}
+	if b.binary, err = filepath.Abs(o.binary); err != nil {
+		return err
+	}
+	if b.dir, err = os.MkdirTemp("", "netdriver-bench-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	var results []Result
+	var errs []error
+	for _, m := range benchmarks() {
+		if !chosen.MatchString(m.name) || ctx.Err() != nil {
+			continue
+		}
+		began := time.Now()
+		got, err := m.run(ctx, b)
+		fmt.Printf("%s, %s\n", m.name, time.Since(began).Round(time.Second))
+		for _, r := range got {
+			fmt.Println("  ", r)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", m.name, err))
+			fmt.Println("  ", err)
+		}
+		results = append(results, got...)
+	}
+	table := markdown(results)
+	fmt.Println("\n" + table)
+	if len(results) == 0 && len(errs) == 0 {
+		errs = append(errs, fmt.Errorf("no benchmark matches -run %s", o.run))
+	}
+	if err := errors.Join(append(errs, ctx.Err())...); err != nil || !o.write {
+		return err
+	}
+	return write(o.doc, table)
+}
+
+// write puts the table into the document.
+func write(name, table string) error {
+	old, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	document, err := splice(old, table)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return os.WriteFile(name, document, 0o644)
+}
