@@ -71,6 +71,10 @@ func vniTaken(o Op) error {
 }
 
 func nameTaken(o Op) error {
+	if o.Verb == AddPort {
+		return fmt.Errorf("%w: a device %s is there, made for another endpoint whose id begins with the same %d characters; "+
+			"remove that container or start this one again", ErrNameTaken, o.Device, idInName)
+	}
 	return fmt.Errorf("%w: a device %s that is not this network's is in netdriver's namespace; remove it", ErrNameTaken, o.Device)
 }
 

@@ -163,6 +163,7 @@ func TestKernelRefuses(t *testing.T) {
 		{"a second bridge of that name", at(AddBridge), ErrNameTaken},
 		{"a second VXLAN device of that name", at(AddVXLAN), ErrNameTaken},
 		{"a second port of that name", at(AddPort), ErrNameTaken},
+		{"an endpoint whose id begins like another's", off(at(AddPort), func(o *Op) { o.Endpoint = o.Endpoint[:63] + "f" }), ErrNameTaken},
 		{"an MTU out of range", off(at(SetUp), func(o *Op) { o.Verb, o.MTU = SetMTU, 20 }), unix.EINVAL},
 		{"a long name", off(at(AddBridge), func(o *Op) { o.Device = "ndb4567890123456" }), unix.ERANGE},
 		{"bringing up what is not there", Op{Verb: SetUp, VNI: 5, Device: "ndb5"}, unix.ENODEV},
@@ -288,6 +289,28 @@ func TestOurNamespaceForwardsNothingAndHasNoAddress(t *testing.T) {
 	}
 }
 
+func TestLostEventsAreReported(t *testing.T) {
+	h := newHost(t)
+	h.kernel.eventBuffer = 4096
+	events, err := h.kernel.Events(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.kernel.Run(t.Context(), plan(Network{}, manyRemote())); err != nil { // and nobody reads the events
+		t.Fatal(err)
+	}
+	for n := 0; ; n++ {
+		select {
+		case e := <-events:
+			if e.Lost {
+				return
+			}
+		case <-time.After(time.Second):
+			t.Fatalf("%d events and no word of those that were lost", n)
+		}
+	}
+}
+
 func TestForeignDevicesAreLeftAlone(t *testing.T) {
 	h := newHost(t)
 	h.in(t, "ip link add ndb5 type bridge && ip link add mine type bridge && ip link set mine alias 'netdriver network x'")
@@ -302,6 +325,18 @@ func TestForeignDevicesAreLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.in(t, "ip link show ndb5 && ip link show mine")
+	five := newTestNet("192.0.2.1")
+	five.VNI = 5
+	before := h.in(t, "ip link show ndb5")
+	if _, err := p.Apply(t.Context(), five.local(1).network()); !errors.Is(err, ErrNameTaken) {
+		t.Errorf("a network whose bridge's name is taken: %v, want ErrNameTaken", err)
+	}
+	if err := h.kernel.Run(t.Context(), []Op{{Verb: DelLink, VNI: 5, Device: "ndb5"}}); !errors.Is(err, ErrNameTaken) {
+		t.Errorf("removal of a foreign device: %v, want ErrNameTaken", err)
+	}
+	if after := h.in(t, "ip link show ndb5"); after != before {
+		t.Errorf("the foreign device was\n%sand is\n%s", before, after)
+	}
 }
 
 // TestUnderlaySocketStaysWithTheHost: a kernel socket is in no list, but it keeps the port from others.

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"path/filepath"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +23,9 @@ type Linux struct {
 	read      *socket // for reading there, so that a long read does not hold changes up
 	hostLinks *socket
 	hostID    int32 // the host's namespace as a number in ours, see IFLA_LINK_NETNSID
+
+	nextIndex   atomic.Int32 // of the device made last; see run.addLink
+	eventBuffer int          // receive buffer of Events, in bytes
 }
 
 // LinuxConfig is what OpenLinux needs to know.
@@ -35,7 +40,9 @@ type LinuxConfig struct {
 
 // OpenLinux makes or finds our network namespace and opens the sockets. Needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
 func OpenLinux(cfg LinuxConfig) (*Linux, error) {
-	l := &Linux{log: cfg.Log, ours: -1, host: -1}
+	l := &Linux{log: cfg.Log, ours: -1, host: -1, eventBuffer: eventBuffer}
+	// Far above what the kernel gives out by itself, and elsewhere than another daemon's.
+	l.nextIndex.Store(1<<29 + rand.Int32N(1<<29))
 	if err := l.open(cfg); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}

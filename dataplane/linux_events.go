@@ -15,24 +15,26 @@ import (
 // events, of about 1 KB each as the kernel counts.
 const eventBuffer = 64 << 20
 
+// eventBacklog is the number of events that wait for a slow reader in this process.
+const eventBacklog = 1024
+
 // Events implements Kernel.
 func (l *Linux) Events(ctx context.Context) (<-chan Event, error) {
 	var fd int
-	if err := inNamespace(l.ours, func() (err error) { fd, err = eventSocket(); return err }); err != nil {
+	if err := inNamespace(l.ours, func() (err error) { fd, err = eventSocket(l.eventBuffer); return err }); err != nil {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "netlink events") // non-blocking: Close ends a Read
-	_, owners, err := l.devices(l.read)            // after subscribing, so that nothing is missed in between
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	out := make(chan Event, 1024)
-	w := watcher{owners: owners, send: func(e Event) {
+	out := make(chan Event, eventBacklog)
+	w := watcher{kernel: l, send: func(e Event) {
 		select {
 		case out <- e:
 		case <-ctx.Done():
 		}
 	}}
+	if err := w.look(); err != nil { // after subscribing, so that nothing is missed in between
+		return nil, errors.Join(err, f.Close())
+	}
 	stop := context.AfterFunc(ctx, func() { f.Close() })
 	go func() {
 		defer close(out)
@@ -42,13 +44,13 @@ func (l *Linux) Events(ctx context.Context) (<-chan Event, error) {
 	return out, nil
 }
 
-func eventSocket() (int, error) {
+func eventSocket(buffer int) (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return -1, fmt.Errorf("open netlink socket for events: %w", err)
 	}
 	err = errors.Join(
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, eventBuffer),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer),
 		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_NEIGH-1)}))
 	if err != nil {
 		unix.Close(fd)
@@ -59,8 +61,15 @@ func eventSocket() (int, error) {
 
 // watcher turns the kernel's messages into events about our devices.
 type watcher struct {
+	kernel *Linux
 	owners map[int32]owner
 	send   func(Event)
+}
+
+// look lists our devices anew.
+func (w *watcher) look() (err error) {
+	_, w.owners, err = w.kernel.devices(w.kernel.read)
+	return err
 }
 
 func (w *watcher) follow(ctx context.Context, f *os.File) {
@@ -69,6 +78,10 @@ func (w *watcher) follow(ctx context.Context, f *os.File) {
 		n, err := f.Read(b)
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
+			if err := w.look(); err != nil {
+				w.kernel.log.Error("kernel events end", "error", err)
+				return
+			}
 			w.send(Event{Lost: true})
 		case err != nil:
 			return // closed
@@ -118,8 +131,8 @@ func (w *watcher) entry(e entry, deleted bool) {
 	// An entry that is no longer as we make such things counts as gone.
 	v := Event{VNI: o.vni, Deleted: deleted || !e.ours()}
 	if e.family == unix.AF_BRIDGE {
-		if !e.master && !e.dst.IsValid() {
-			return // a device's own address lists
+		if e.vlan || !e.master && !e.dst.IsValid() {
+			return // of no effect, or of a device's own address list
 		}
 		v.FDB = e.fdb(o)
 	} else {

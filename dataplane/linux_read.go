@@ -121,6 +121,8 @@ func (d device) flagsAsSet(o owner) bool {
 func (l *Linux) devices(s *socket) (map[int32]device, map[int32]owner, error) {
 	all, owners := map[int32]device{}, map[int32]owner{}
 	err := retried(func() error {
+		clear(all)
+		clear(owners)
 		return s.query(unix.RTM_GETLINK, unix.NLM_F_DUMP, func(m *message) {
 			m.link(unix.AF_UNSPEC, 0, 0, 0)
 			m.u32(unix.IFLA_EXT_MASK, rtextSkipStats)
@@ -137,9 +139,9 @@ func (l *Linux) devices(s *socket) (map[int32]device, map[int32]owner, error) {
 	return all, owners, nil
 }
 
-// retried repeats a dump that changes interrupted.
+// retried repeats a dump that changes of other networks interrupted.
 func retried(dump func() error) error {
-	const tries = 5
+	const tries = 50
 	var err error
 	for range tries {
 		if err = dump(); !errors.Is(err, unix.EINTR) {
@@ -249,7 +251,9 @@ func (r *reader) readEntries(only vxlan.VNI) error {
 
 // dump lists entries of one family: of one device, of the ports of one bridge, or all.
 func (r *reader) dump(family uint8, index, bridge int32) error {
-	return retried(func() error {
+	var all []entry
+	err := retried(func() error {
+		all = all[:0]
 		return r.l.read.query(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, func(m *message) {
 			if family == unix.AF_BRIDGE {
 				m.neigh(family, index, 0, 0)
@@ -263,19 +267,22 @@ func (r *reader) dump(family uint8, index, bridge int32) error {
 				m.u32(unix.NDA_MASTER, uint32(bridge))
 			}
 		}, func(body []byte) {
-			e := parseEntry(body)
-			o, ours := r.owners[e.index]
-			if !ours || !e.ours() {
-				return
-			}
-			n := r.nets[o.vni]
-			if e.family == unix.AF_BRIDGE {
-				n.FDB = append(n.FDB, e.fdb(o))
-			} else if r.devices[e.index].name == BridgeName(o.vni) {
-				n.Neighbours = append(n.Neighbours, Neighbour{e.dst, e.mac})
+			if e := parseEntry(body); e.ours() {
+				all = append(all, e)
 			}
 		})
 	})
+	for _, e := range all {
+		o, ours := r.owners[e.index]
+		switch {
+		case !ours:
+		case e.family == unix.AF_BRIDGE:
+			r.nets[o.vni].FDB = append(r.nets[o.vni].FDB, e.fdb(o))
+		case o.name == BridgeName(o.vni):
+			r.nets[o.vni].Neighbours = append(r.nets[o.vni].Neighbours, Neighbour{e.dst, e.mac})
+		}
+	}
+	return err
 }
 
 // entry is what a neighbour message says: of a forwarding table if family is AF_BRIDGE.
@@ -287,6 +294,7 @@ type entry struct {
 	dst    netip.Addr
 	mac    vxlan.MAC
 	master bool // in the bridge's table
+	vlan   bool // of a VLAN of its own: not ours, and without effect as long as the bridge does not filter VLANs
 }
 
 // parseEntry reads the body of a neighbour message (struct ndmsg and attributes).
@@ -304,6 +312,8 @@ func parseEntry(body []byte) (e entry) {
 			copy(e.mac[:], v)
 		case unix.NDA_MASTER:
 			e.master = true
+		case unix.NDA_VLAN:
+			e.vlan = true
 		}
 	})
 	return e
@@ -315,6 +325,8 @@ func (e entry) ours() bool {
 	switch {
 	case e.family != unix.AF_BRIDGE:
 		return e.state&unix.NUD_PERMANENT != 0 && e.dst.IsValid()
+	case e.vlan:
+		return false
 	case e.master:
 		return e.state&unix.NUD_NOARP != 0
 	}

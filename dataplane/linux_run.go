@@ -56,34 +56,30 @@ func (r *run) fail(op Op, err error) {
 
 // add collects the messages of one operation.
 func (r *run) add(op Op) {
+	if r.failed.dependsOn(op) {
+		return
+	}
 	var err error
 	switch op.Verb {
 	case AddBridge, AddVXLAN, AddPort:
 		err = r.addLink(op)
 	case SetMTU:
-		err = r.fits(op)
-		r.setLink(op, err, func(m *message) { m.u32(unix.IFLA_MTU, uint32(op.MTU)) })
+		if err = r.fits(op); err == nil {
+			err = r.setLink(op, func(m *message) { m.u32(unix.IFLA_MTU, uint32(op.MTU)) })
+		}
 	case SetFlags:
-		r.setLink(op, nil, func(m *message) { portFlags(m, op.Endpoint == "") })
+		err = r.setLink(op, func(m *message) { portFlags(m, op.Endpoint == "") })
 	case SetMaster:
 		var bridge int32
-		bridge, err = r.find(BridgeName(op.VNI))
-		r.setLink(op, err, func(m *message) { m.u32(unix.IFLA_MASTER, uint32(bridge)) })
-	case SetUp:
-		m := r.message(op, unix.RTM_NEWLINK, 0)
-		m.link(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP)
-		m.text(unix.IFLA_IFNAME, op.Device)
-		r.done(m)
-	case DelLink:
-		delete(r.index, op.Device)
-		m := r.message(op, unix.RTM_DELLINK, 0)
-		m.link(unix.AF_UNSPEC, 0, 0, 0)
-		m.text(unix.IFLA_IFNAME, op.Device)
-		r.done(m)
+		if bridge, err = r.find(op, BridgeName(op.VNI)); err == nil {
+			err = r.setLink(op, func(m *message) { m.u32(unix.IFLA_MASTER, uint32(bridge)) })
+		}
+	case SetUp, DelLink:
+		err = r.upOrGone(op)
 	default:
 		err = r.addEntry(op)
 	}
-	if err != nil && !(removes(op) && errors.Is(err, unix.ENODEV)) {
+	if err != nil && !harmless(op, err) {
 		r.fail(op, err)
 	}
 }
@@ -99,17 +95,34 @@ func (r *run) message(op Op, kind, flags uint16) *message {
 
 func (r *run) done(m *message) { r.out = m.finish(r.starts[len(r.starts)-1]) }
 
-// setLink collects a change of a device that is there, unless err says that it cannot be. Without NLM_F_CREATE the
-// kernel takes the name for an existing device.
-func (r *run) setLink(op Op, err error, fill func(*message)) {
+// setLink collects a change of a device that is there.
+func (r *run) setLink(op Op, fill func(*message)) error {
+	device, err := r.find(op, op.Device)
 	if err != nil {
-		return
+		return err
 	}
 	m := r.message(op, unix.RTM_NEWLINK, 0)
-	m.link(unix.AF_UNSPEC, 0, 0, 0)
-	m.text(unix.IFLA_IFNAME, op.Device)
+	m.link(unix.AF_UNSPEC, device, 0, 0)
 	fill(m)
 	r.done(m)
+	return nil
+}
+
+// upOrGone collects what needs no attribute: bringing a device up, or removing it.
+func (r *run) upOrGone(op Op) error {
+	device, err := r.find(op, op.Device)
+	if err != nil {
+		return err
+	}
+	kind, flags := uint16(unix.RTM_NEWLINK), uint32(unix.IFF_UP)
+	if op.Verb == DelLink {
+		kind, flags = unix.RTM_DELLINK, 0
+		delete(r.index, op.Device)
+	}
+	m := r.message(op, kind, 0)
+	m.link(unix.AF_UNSPEC, device, flags, flags)
+	r.done(m)
+	return nil
 }
 
 // portFlags sets a bridge port's flags: nothing is learned; on the VXLAN device the bridge answers ARP and ND itself.
@@ -127,24 +140,26 @@ func portFlags(m *message, suppress bool) {
 
 // addLink collects the two messages that make a device: the kernel ignores an alias in the first
 // (rtnl_create_link of net/core/rtnetlink.c), and they are sent together, so no device is ever left without one.
+// We choose the device's index: if it cannot be made, all that follows misses its aim, and never meets a device of
+// somebody else that has the name.
 func (r *run) addLink(op Op) error {
-	var underlay hostLink
+	var underlay foundLink
 	if op.Verb == AddVXLAN {
 		var err error
 		if underlay, err = r.l.fits(op); err != nil {
 			return err
 		}
 	}
-	delete(r.index, op.Device)
+	r.index[op.Device] = r.l.nextIndex.Add(1)
 	m := r.message(op, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	m.link(unix.AF_UNSPEC, 0, 0, 0)
+	m.link(unix.AF_UNSPEC, r.index[op.Device], 0, 0)
 	m.text(unix.IFLA_IFNAME, op.Device)
 	m.u32(unix.IFLA_MTU, uint32(op.MTU))
 	switch op.Verb {
 	case AddBridge:
 		mac := bridgeMAC(op.VNI)
 		m.attr(unix.IFLA_ADDRESS, mac[:]...)
-		linkInfo(m, "bridge", func() { m.attr(unix.IFLA_BR_MCAST_SNOOPING, 0) })
+		linkInfo(m, "bridge", func() { bridgeData(m) })
 	case AddVXLAN:
 		m.u32(unix.IFLA_LINK_NETNSID, uint32(r.l.hostID)) // the socket and the underlay are in the host's namespace
 		linkInfo(m, "vxlan", func() { vxlanData(m, op, underlay.index) })
@@ -152,8 +167,13 @@ func (r *run) addLink(op Op) error {
 		linkInfo(m, "veth", func() { m.nest(vethInfoPeer, func() { r.l.peer(m, op) }) })
 	}
 	r.done(m)
-	r.setLink(op, nil, func(m *message) { m.text(unix.IFLA_IFALIAS, op.alias()) })
-	return nil
+	return r.setLink(op, func(m *message) { m.text(unix.IFLA_IFALIAS, op.alias()) })
+}
+
+func bridgeData(m *message) {
+	m.attr(unix.IFLA_BR_MCAST_SNOOPING, 0)
+	// Else the kernel keeps every static entry twice, for VLAN 1 too (net/bridge/br_fdb.c br_fdb_add).
+	m.attr(unix.IFLA_BR_VLAN_DEFAULT_PVID, 0, 0)
 }
 
 // vethInfoPeer is VETH_INFO_PEER of linux/veth.h.
@@ -191,7 +211,7 @@ func (l *Linux) peer(m *message, op Op) {
 
 // addEntry collects the message for a forwarding or neighbour entry.
 func (r *run) addEntry(op Op) error {
-	device, err := r.find(op.Device)
+	device, err := r.find(op, op.Device)
 	if err != nil {
 		return err
 	}
@@ -224,18 +244,17 @@ func (r *run) addEntry(op Op) error {
 	return nil
 }
 
-// find returns the index of a device in our namespace. It sends what waits first, since that may make the device.
-func (r *run) find(device string) (int32, error) {
+// find returns the index of a device of ours: one that this Run makes, or one that is there and has the right alias.
+func (r *run) find(op Op, device string) (int32, error) {
 	if i, known := r.index[device]; known {
 		return i, nil
-	}
-	r.flush()
-	if r.failed[device] {
-		return 0, unix.ENODEV
 	}
 	l, err := r.l.in.linkNamed(device)
 	if err != nil {
 		return 0, fmt.Errorf("find device %s: %w", device, err)
+	}
+	if o, ours := ownerOf(device, l.alias); !ours || o.vni != op.VNI {
+		return 0, fmt.Errorf("%w: device %s in netdriver's namespace is not of VNI %d; remove it", ErrNameTaken, device, op.VNI)
 	}
 	r.index[device] = l.index
 	return l.index, nil
@@ -303,10 +322,10 @@ func (l *Linux) explain(op Op, err error) error {
 }
 
 // fits refuses a VXLAN device's MTU that the underlay cannot carry: the kernel would accept or silently lower it.
-func (l *Linux) fits(op Op) (hostLink, error) {
+func (l *Linux) fits(op Op) (foundLink, error) {
 	u, err := l.hostLinks.linkNamed(op.Underlay)
 	if err != nil {
-		return hostLink{}, fmt.Errorf("find underlay device %s in the host's namespace: %w", op.Underlay, err)
+		return foundLink{}, fmt.Errorf("find underlay device %s in the host's namespace: %w", op.Underlay, err)
 	}
 	return u, vxlan.CheckMTU(op.MTU, u.mtu, op.Local, false)
 }
@@ -319,25 +338,26 @@ func (r *run) fits(op Op) error {
 	return err
 }
 
-// hostLink is what must be known of a device by its name or index.
-type hostLink struct {
+// foundLink is what must be known of a device by its name or index.
+type foundLink struct {
 	index int32
 	name  string
+	alias string
 	mtu   int
 }
 
-func (s *socket) linkNamed(name string) (hostLink, error) {
+func (s *socket) linkNamed(name string) (foundLink, error) {
 	return s.link(0, func(m *message) { m.text(unix.IFLA_IFNAME, name) })
 }
 
-func (s *socket) link(index int32, more func(*message)) (l hostLink, err error) {
+func (s *socket) link(index int32, more func(*message)) (l foundLink, err error) {
 	err = s.query(unix.RTM_GETLINK, 0, func(m *message) {
 		m.link(unix.AF_UNSPEC, index, 0, 0)
 		more(m)
 		m.u32(unix.IFLA_EXT_MASK, rtextSkipStats)
 	}, func(body []byte) {
 		d := parseLink(body)
-		l = hostLink{d.index, d.name, d.mtu}
+		l = foundLink{d.index, d.name, d.alias, d.mtu}
 	})
 	return l, err
 }

@@ -51,7 +51,7 @@ type Op struct {
 func (o Op) String() string {
 	switch o.Verb {
 	case AddBridge:
-		return fmt.Sprintf("ip link add %s address %s mtu %d type bridge mcast_snooping 0%s",
+		return fmt.Sprintf("ip link add %s address %s mtu %d type bridge mcast_snooping 0 vlan_default_pvid 0%s",
 			o.Device, bridgeMAC(o.VNI), o.MTU, o.thenAlias())
 	case AddVXLAN:
 		return fmt.Sprintf("ip -n host link add %s netns netdriver mtu %d type vxlan id %d dstport %d local %s dev %s nolearning%s",

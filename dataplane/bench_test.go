@@ -1,0 +1,157 @@
+//go:build linux
+
+package dataplane
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// many is the number of remote endpoints of the benchmarks; each has three entries.
+const many = 10_000
+
+// manyRemote is a network with one local and many remote endpoints on ten peers.
+func manyRemote(extra ...int) Network {
+	n := newTestNet("192.0.2.1").local(1)
+	for i := range 10 {
+		ids := make([]int, 0, many/10)
+		for k := range many / 10 {
+			ids = append(ids, 1000+i*many/10+k)
+		}
+		n.peer(fmt.Sprintf("192.0.2.%d", 20+i), ids...)
+	}
+	return n.peer("192.0.2.20", extra...).network()
+}
+
+// BenchmarkProgram compares one Run for 10,000 remote endpoints with one call per entry, in turns; ratio is ours/theirs.
+func BenchmarkProgram(b *testing.B) {
+	h := newHost(b)
+	empty := newTestNet("192.0.2.1").local(1).network()
+	full := manyRemote()
+	adds, dels := plan(empty.asRead(), full), plan(full.asRead(), empty)
+	must := func(err error) {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	must(h.kernel.Run(b.Context(), plan(Network{}, empty)))
+	var ours, theirs time.Duration
+	for b.Loop() {
+		start := time.Now()
+		must(h.kernel.Run(b.Context(), adds))
+		ours += time.Since(start)
+		must(h.kernel.Run(b.Context(), dels))
+		start = time.Now()
+		must(inNamespace(h.kernel.ours, func() error { return oneByOne(adds) }))
+		theirs += time.Since(start)
+		must(h.kernel.Run(b.Context(), dels))
+	}
+	b.ReportMetric(ours.Seconds()*1000/float64(b.N), "ms/run")
+	b.ReportMetric(theirs.Seconds()*1000/float64(b.N), "ms/one-by-one")
+	b.ReportMetric(float64(ours)/float64(theirs), "ratio")
+}
+
+// oneByOne does what ops do with the netlink package's functions, as libnetwork does.
+func oneByOne(ops []Op) error {
+	index := map[string]int{}
+	for _, op := range ops {
+		if index[op.Device] == 0 {
+			l, err := netlink.LinkByName(op.Device)
+			if err != nil {
+				return err
+			}
+			index[op.Device] = l.Attrs().Index
+		}
+		n := netlink.Neigh{LinkIndex: index[op.Device], HardwareAddr: op.MAC.HardwareAddr(), Family: unix.AF_BRIDGE}
+		set := netlink.NeighSet
+		switch {
+		case op.Verb == PutNeighbour:
+			n.Family, n.State, n.IP = unix.AF_INET, netlink.NUD_PERMANENT, op.Address.AsSlice()
+		case op.VTEP.IsValid():
+			n.Flags, n.State, n.IP = netlink.NTF_SELF, netlink.NUD_PERMANENT, op.VTEP.AsSlice()
+			if op.MAC.IsZero() {
+				set = netlink.NeighAppend
+			}
+		default:
+			n.Flags, n.State = netlink.NTF_MASTER, netlink.NUD_NOARP
+		}
+		if err := set(&n); err != nil {
+			return fmt.Errorf("%s: %w", op, err)
+		}
+	}
+	return nil
+}
+
+// BenchmarkAttach adds and removes one local endpoint among 10,000 remote ones, through the plane.
+func BenchmarkAttach(b *testing.B) {
+	h := newHost(b)
+	p := NewPlane(h.kernel, quiet())
+	without := manyRemote()
+	with := newTestNet("192.0.2.1").local(2)
+	with.Ports = append(with.Ports, without.Ports...)
+	with.FDB = append(with.FDB, without.FDB...)
+	with.Neighbours = append(with.Neighbours, without.Neighbours...)
+	more := with.network()
+	if _, err := p.Apply(b.Context(), without); err != nil {
+		b.Fatal(err)
+	}
+	var took []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		if _, err := p.Apply(b.Context(), more); err != nil {
+			b.Fatal(err)
+		}
+		took = append(took, time.Since(start))
+		if _, err := p.Apply(b.Context(), without); err != nil {
+			b.Fatal(err)
+		}
+	}
+	slices.Sort(took)
+	b.ReportMetric(took[len(took)/2].Seconds()*1000, "ms-p50")
+	b.ReportMetric(took[len(took)*99/100].Seconds()*1000, "ms-p99")
+}
+
+func BenchmarkRead(b *testing.B) {
+	h := newHost(b)
+	if err := h.kernel.Run(b.Context(), plan(Network{}, manyRemote())); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("one", func(b *testing.B) {
+		for b.Loop() {
+			if n, err := h.kernel.ReadNetwork(b.Context(), testVNI); err != nil || len(n.Neighbours) != many+1 {
+				b.Fatal(len(n.Neighbours), err)
+			}
+		}
+	})
+	b.Run("all", func(b *testing.B) {
+		for b.Loop() {
+			if ns, err := h.kernel.Read(b.Context()); err != nil || len(ns) != 1 {
+				b.Fatal(len(ns), err)
+			}
+		}
+	})
+}
+
+func BenchmarkPlanOneChange(b *testing.B) {
+	have, want := manyRemote().asRead(), manyRemote(5)
+	for b.Loop() {
+		if ops := plan(have, want); len(ops) != 3 {
+			b.Fatal(ops)
+		}
+	}
+}
+
+func BenchmarkApplyOneChange(b *testing.B) {
+	p := NewPlane(NewFake(), quiet())
+	wants := []Network{manyRemote(), manyRemote(5)}
+	for i := 0; b.Loop(); i++ {
+		if _, err := p.Apply(b.Context(), wants[i%2]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
