@@ -1,0 +1,245 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/driver"
+	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+var update = flag.Bool("update", false, "write docs/metrics.md")
+
+// counters is a data plane that has done something.
+type counters struct{}
+
+func (counters) Counters() dataplane.Counters {
+	return dataplane.Counters{Reads: 11, Ops: 12, Failures: 13, Drift: 14}
+}
+
+// daemon is the metrics of a node1 that has a network web with one endpoint of its own and two of node2's, has seen some
+// calls, and knows a network that is elsewhere.
+func daemon(t *testing.T) (*Metrics, *store.Memory) {
+	t.Helper()
+	mem := store.NewMemory()
+	subnet := netip.MustParsePrefix("10.10.0.0/24")
+	put := func(ops ...store.Op) int64 {
+		rev, err := mem.Commit(t.Context(), nil, ops...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rev
+	}
+	for i, node := range []string{"node1", "node2", "node2"} {
+		a := netip.AddrFrom4([4]byte{10, 10, 0, byte(i + 2)})
+		e := store.Endpoint{
+			ID: fmt.Sprintf("e%d", i), Network: "web", Node: node, IPv4: netip.PrefixFrom(a, 24), MAC: vxlan.MACFor(a), Phase: store.PhaseJoined,
+		}
+		put(store.Put(store.EndpointKey("web", e.ID), store.Encode(e)),
+			store.Put(store.LeaseKey(subnet, a), store.Encode(store.Lease{Address: a, Kind: store.LeaseEndpoint, Node: node})))
+	}
+	for name, members := range map[string][]store.Member{"web": {{Node: "node1"}, {Node: "node2"}}, "other": {{Node: "node2"}}} {
+		put(store.Put(store.NetworkKey(name), store.Encode(store.Network{
+			Name: name, Mode: store.ModeOverlay, VNI: 7, Port: 4789, MTU: 1450, Members: members,
+		})))
+	}
+	put(store.Put(store.PoolKey(subnet), store.Encode(store.Pool{Subnet: subnet, Network: "web"})))
+	for i, name := range []string{"node1", "node2"} {
+		put(store.Put(store.NodeKey(name), store.Encode(store.Node{Name: name, ID: name, VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})})))
+	}
+	put(store.PutAlive(store.AliveKey("node1"), []byte("node1")))
+	mirror := follow(t, mem)
+	put(store.Put(store.StatusKey("node1"), store.Encode(store.Status{Applied: map[string]int64{"web": mirror.Revision("web") - 2}})))
+	put(store.Put(store.StatusKey("node11"), store.Encode(store.Status{Applied: map[string]int64{"web": 1}})))
+
+	m := New(Sources{Store: mem, Mirror: mirror, Plane: counters{}, Node: "node1", Version: "v1.2.3"})
+	m.ObserveCall("NetworkDriver.Join", nil, 3*time.Millisecond)
+	m.ObserveCall("NetworkDriver.Join", errors.New("no"), time.Second)
+	m.ObserveReconciliation(driver.Reconciliation{Network: "web", Took: time.Millisecond, Ops: []dataplane.Op{{Verb: dataplane.PutFDB}, {Verb: dataplane.PutFDB}, {Verb: dataplane.AddPort}}})
+	m.ObserveReconciliation(driver.Reconciliation{Network: "web", Took: time.Millisecond, Err: errors.New("no")})
+	return m, mem
+}
+
+// follow returns a mirror that has read everything.
+func follow(t *testing.T, mem *store.Memory) *store.Mirror {
+	t.Helper()
+	mirror := store.NewMirror(mem, slog.New(slog.DiscardHandler))
+	mirror.Follow("web")
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { _ = mirror.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	if err := mirror.WaitSynced(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	return mirror
+}
+
+// scrape returns the lines that a scraper gets, over TCP.
+func scrape(t *testing.T, m *Metrics) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- m.serve(ctx, l, slog.New(slog.DiscardHandler)) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("after its end: %v", err)
+		}
+	}()
+	res, err := http.Get("http://" + l.Addr().String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("status %s, error %v", res.Status, err)
+	}
+	return string(body)
+}
+
+func TestAScrapeTellsWhatTheDaemonDidAndKnows(t *testing.T) {
+	m, _ := daemon(t)
+	got := scrape(t, m)
+	for _, want := range []string{
+		`netdriver_plugin_calls_total{method="NetworkDriver.Join",result="ok"} 1`,
+		`netdriver_plugin_calls_total{method="NetworkDriver.Join",result="error"} 1`,
+		`netdriver_plugin_call_duration_seconds_count{method="NetworkDriver.Join"} 2`,
+		`netdriver_reconcile_duration_seconds_count{result="ok"} 1`,
+		`netdriver_reconcile_duration_seconds_count{result="error"} 1`,
+		`netdriver_kernel_operations_total{kind="put_fdb"} 2`,
+		`netdriver_kernel_operations_total{kind="add_port"} 1`,
+		`netdriver_kernel_reads_total 11`,
+		`netdriver_kernel_changes_total 12`,
+		`netdriver_kernel_failures_total 13`,
+		`netdriver_drift_repairs_total 14`,
+		`netdriver_networks{place="here"} 1`,
+		`netdriver_networks{place="elsewhere"} 1`,
+		`netdriver_endpoints{network="web",place="local"} 1`,
+		`netdriver_endpoints{network="web",place="remote"} 2`,
+		`netdriver_nodes{state="known"} 2`,
+		`netdriver_nodes{state="alive"} 1`,
+		`netdriver_pool_leases{pool="10.10.0.0/24"} 3`,
+		`netdriver_network_lag_revisions{network="web"} 2`,
+		`netdriver_store_up 1`,
+		`netdriver_build_info{goversion="go`,
+		`process_resident_memory_bytes`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the scrape has no %s", want)
+		}
+	}
+	if strings.Contains(got, `network="other"`) {
+		t.Error("a network that is elsewhere has revisions or endpoints")
+	}
+}
+
+func TestAScrapeWorksWithoutTheStore(t *testing.T) {
+	m, mem := daemon(t)
+	mem.SetAvailable(false)
+	begin := time.Now()
+	got := scrape(t, m)
+	if !strings.Contains(got, "netdriver_store_up 0") || !strings.Contains(got, `netdriver_endpoints{network="web",place="remote"} 2`) {
+		t.Errorf("store_up is not 0, or what the node knows is missing:\n%s", got)
+	}
+	if took := time.Since(begin); took > 3*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+func TestNamesFollowPrometheusConventions(t *testing.T) {
+	m, _ := daemon(t)
+	problems, err := testutil.GatherAndLint(m.registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+func TestEveryOperationOfTheKernelHasAKind(t *testing.T) {
+	for v := dataplane.AddBridge; v <= dataplane.DelLink; v++ {
+		if kind(v) == "other" {
+			t.Errorf("verb %d has none", v)
+		}
+	}
+	if kind(0) != "other" {
+		t.Error("no verb has a kind")
+	}
+}
+
+func TestAnAddressThatCannotBeServedIsToldWithTheSetting(t *testing.T) {
+	m, _ := daemon(t)
+	err := m.Serve(t.Context(), "192.0.2.200:1", slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "--metrics") {
+		t.Errorf("error %v, want the remedy", err)
+	}
+}
+
+func TestTheDocumentListsEveryMetric(t *testing.T) {
+	const path = "../../docs/metrics.md"
+	m, _ := daemon(t)
+	want := document(t, m)
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("%s is not made from the registry; go test ./internal/metrics -update (-want +got):\n%s", path, diff)
+	}
+}
+
+// document is the text of docs/metrics.md.
+func document(t *testing.T, m *Metrics) string {
+	t.Helper()
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString("# Metrics\n\n`netdriver run --metrics :9472` serves these at `/metrics`, besides those of the Go runtime (`go_…`) and the process\n" +
+		"(`process_…`). What needs the store is left out while it is away; `netdriver_store_up` is 0 then.\n\n" +
+		"| metric | type | labels | what |\n|---|---|---|---|\n")
+	for _, f := range families {
+		if strings.HasPrefix(f.GetName(), namespace+"_") {
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), labels(f), f.GetHelp())
+		}
+	}
+	return b.String()
+}
+
+func labels(f *dto.MetricFamily) string {
+	var names []string
+	for _, l := range f.GetMetric()[0].GetLabel() {
+		names = append(names, "`"+l.GetName()+"`")
+	}
+	return strings.Join(names, ", ")
+}
