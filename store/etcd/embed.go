@@ -9,9 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
+	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 
 	"github.com/netdriver/netdriver/store"
 )
@@ -31,6 +34,8 @@ const (
 	member = "netdriver"
 	// maxSocketPath is sizeof(sun_path) without its final zero (man 7 unix).
 	maxSocketPath = 107
+	// grace is what running calls get to end when the store is closed.
+	grace = 100 * time.Millisecond
 )
 
 // EmbedConfig says where an embedded store keeps its data and where it listens.
@@ -54,6 +59,9 @@ type Server struct {
 	etcd     *embed.Etcd
 	endpoint string
 	locks    []*os.File
+
+	mu   sync.Mutex
+	grpc []*grpc.Server
 }
 
 // Embed starts a store and returns when it answers, or with an error when ctx ends before that.
@@ -63,6 +71,7 @@ func Embed(ctx context.Context, cfg EmbedConfig) (_ *Server, err error) {
 		return nil, fmt.Errorf("embedded store: %w", err)
 	}
 	s := &Server{endpoint: endpoint}
+	ec.ServiceRegister = s.serving
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -92,10 +101,26 @@ func (s *Server) Endpoint() string { return s.endpoint }
 // Failed delivers the error when the store stops by itself.
 func (s *Server) Failed() <-chan error { return s.etcd.Err() }
 
-// Close stops the store. Everything that was committed is on the disk.
+// serving remembers a server that etcd has made, for Close.
+func (s *Server) serving(g *grpc.Server) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.grpc = append(s.grpc, g)
+}
+
+// Close stops the store. Everything that was committed is on the disk. etcd itself would give running watches seven
+// seconds to end, which they never do; here all calls get the grace time.
 func (s *Server) Close() {
 	if s.etcd != nil {
+		end := time.AfterFunc(grace, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, g := range s.grpc {
+				g.Stop()
+			}
+		})
 		s.etcd.Close()
+		end.Stop()
 	}
 	for _, f := range s.locks {
 		f.Close() // ends the lock, too

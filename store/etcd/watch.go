@@ -59,9 +59,17 @@ func (c *Client) stream(ctx context.Context, prefix string, revision int64, lost
 				}
 				return
 			}
-			if len(r.Events) > 0 && !send(ctx, out, c.batch(r)) {
+			if len(r.Events) == 0 {
+				continue
+			}
+			if r.Events[0].Kv.ModRevision <= revision {
+				return // the store began anew, and has come so far already
+			}
+			b := c.batch(r)
+			if !send(ctx, out, b) {
 				return
 			}
+			revision = b.Revision
 		}
 	}
 }
