@@ -79,6 +79,8 @@ type Driver struct {
 	site site
 	log  *slog.Logger
 
+	// registered is closed once the mirror shows this node's record.
+	registered chan struct{}
 	// locks has one lock per network, held while its state is computed and applied.
 	locks keyed
 	// applied is what this node's kernel has; see reconcile.go.
@@ -97,10 +99,12 @@ func New(cfg Config) *Driver {
 		cfg.Observe = func(Reconciliation) {}
 	}
 	return &Driver{
-		cfg:     cfg,
-		site:    site{node: cfg.Node.Name, vtep: cfg.Node.VTEP, underlay: cfg.Underlay},
-		log:     cfg.Log,
-		applied: applied{networks: map[string]appliedNetwork{}},
+		cfg:  cfg,
+		site: site{node: cfg.Node.Name, vtep: cfg.Node.VTEP, underlay: cfg.Underlay},
+		log:  cfg.Log,
+
+		registered: make(chan struct{}),
+		applied:    applied{networks: map[string]appliedNetwork{}},
 	}
 }
 
@@ -149,14 +153,17 @@ func (d *Driver) revokeExternalConnectivity(context.Context, *network.RevokeExte
 	return plugin.Empty{}, nil
 }
 
-// begin prepares a call that needs the store: it bounds its time and waits for the records to have been read once.
+// begin prepares a call that needs the store: it bounds its time and waits until the node is registered, which includes
+// that the records have been read once.
 func (d *Driver) begin(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	if err := d.cfg.Mirror.WaitSynced(ctx, ""); err != nil {
+	select {
+	case <-d.registered:
+		return ctx, cancel, nil
+	case <-ctx.Done():
 		cancel()
-		return nil, nil, fmt.Errorf("the cluster's records have not been read yet: %w; existing traffic goes on, try again when the store is back", err)
+		return nil, nil, fmt.Errorf("this node has not registered yet: %w; existing traffic goes on, try again when it can", store.ErrUnavailable)
 	}
-	return ctx, cancel, nil
 }
 
 // networkOf returns the cluster network that a Docker network on this node stands for. It asks the store itself if the

@@ -132,8 +132,9 @@ func (d *Driver) isMine(network string) (mine bool) {
 func (d *Driver) apply(ctx context.Context, network string) error {
 	unlock := d.locks.lock(network)
 	defer unlock()
-	if !d.cfg.Mirror.Synced("") {
-		return nil
+	if !d.owned() {
+		d.note(network, 0, 0, ErrDisowned)
+		return fmt.Errorf("network %s: %w", network, ErrDisowned)
 	}
 	if !d.isMine(network) {
 		return d.drop(ctx, network)
@@ -181,27 +182,31 @@ func (d *Driver) drop(ctx context.Context, network string) error {
 	return nil
 }
 
-// note remembers the outcome of applying a network. A failure keeps the revision that was reached before.
+// note remembers the outcome of applying a network. A failure keeps the revision that was reached before, and is noted
+// of networks that are here only.
 func (d *Driver) note(network string, vni vxlan.VNI, revision int64, problem error) {
 	d.applied.mu.Lock()
 	defer d.applied.mu.Unlock()
-	a := d.applied.networks[network]
-	if problem == nil && a.revision == revision && a.problem == nil {
+	a, here := d.applied.networks[network]
+	if problem == nil && a.revision == revision && a.problem == nil || !here && vni == 0 {
 		return
 	}
-	a.vni, a.problem = vni, problem
 	if problem == nil {
 		a.revision = revision
 	}
+	if vni != 0 {
+		a.vni = vni
+	}
+	a.problem = problem
 	d.applied.networks[network] = a
 	d.applied.changed = true
 }
 
 // sweep removes networks of ours from the kernel that no record wants: what a daemon left behind that was killed between
-// its last transaction and its last kernel operation. Only once all records have been read: a store that is slow or cut
-// off must never tear a working network down.
+// its last transaction and its last kernel operation. Only once all records have been read, and only what has no
+// containers: a store that is slow, cut off or empty must never tear a working network down.
 func (d *Driver) sweep(ctx context.Context) {
-	if !d.cfg.Mirror.Synced("") {
+	if !d.cfg.Mirror.Synced("") || !d.owned() {
 		return
 	}
 	present, err := d.cfg.Plane.Present(ctx)
@@ -210,17 +215,26 @@ func (d *Driver) sweep(ctx context.Context) {
 		return
 	}
 	for _, p := range present {
-		unlock := d.locks.lock(p.Name)
-		var nw store.Network
-		d.cfg.Mirror.Read(func(r *store.Records) { nw = r.Networks[p.Name] })
-		if nw.VNI != p.VNI || !isMember(nw, d.site.node) {
-			d.log.Info("removing a network that no record wants", "network", p.Name, "vni", p.VNI)
-			if err := d.cfg.Plane.Remove(ctx, p.VNI); err != nil {
-				d.log.Warn("cannot remove network", "network", p.Name, "error", err)
-			}
+		if err := d.sweepNetwork(ctx, p); err != nil {
+			d.log.Warn("cannot remove network", "network", p.Name, "error", err)
 		}
-		unlock()
 	}
+}
+
+// sweepNetwork removes one network from the kernel if it is unwanted and unused.
+func (d *Driver) sweepNetwork(ctx context.Context, p dataplane.Network) error {
+	unlock := d.locks.lock(p.Name)
+	defer unlock()
+	var nw store.Network
+	d.cfg.Mirror.Read(func(r *store.Records) { nw = r.Networks[p.Name] })
+	if nw.VNI == p.VNI && isMember(nw, d.site.node) {
+		return nil
+	}
+	if len(p.Ports) > 0 {
+		return fmt.Errorf("no record wants it, but it has %d containers: stop them, or restore the store", len(p.Ports))
+	}
+	d.log.Info("removing a network that no record wants", "network", p.Name, "vni", p.VNI)
+	return d.cfg.Plane.Remove(ctx, p.VNI)
 }
 
 // nameOf returns the network that has a VNI on this node.

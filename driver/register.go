@@ -18,11 +18,23 @@ const retryEvery = time.Second
 // ErrTaken says that the node's name or address is that of another node of the cluster.
 var ErrTaken = errors.New("taken by another node")
 
-// register writes the node's record, as soon as the store can be reached.
+// ErrDisowned says that the store has no record of this node, though it registered: the store was emptied or restored, or
+// the node was removed. Nothing is changed on the node then, since an empty store must not tear down what works.
+var ErrDisowned = errors.New("the store does not know this node any more; nothing is changed on it: restore the store, " +
+	"or restart netdriver to register the node anew")
+
+// register writes the node's record, as soon as the store can be reached, and waits for the mirror to show it.
 func (d *Driver) register(ctx context.Context) error {
 	for {
-		err := d.enroll(ctx)
-		if err == nil || errors.Is(err, ErrTaken) || ctx.Err() != nil {
+		revision, err := d.enroll(ctx)
+		if err == nil {
+			err = d.cfg.Mirror.Wait(ctx, store.NodeKey(d.site.node), revision)
+		}
+		if err == nil {
+			close(d.registered)
+			return nil
+		}
+		if errors.Is(err, ErrTaken) || ctx.Err() != nil {
 			return err
 		}
 		d.log.Warn("cannot register this node yet", "node", d.site.node, "error", err)
@@ -35,13 +47,13 @@ func (d *Driver) register(ctx context.Context) error {
 }
 
 // enroll is one attempt. A name whose holder is not alive is taken over: a host that was set up anew has a new ID.
-func (d *Driver) enroll(ctx context.Context) error {
+func (d *Driver) enroll(ctx context.Context) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	me := d.cfg.Node
 	nodes, _, err := d.cfg.Store.List(ctx, store.NodePrefix)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	cond := store.Absent(store.NodeKey(me.Name))
 	for _, kv := range nodes {
@@ -54,16 +66,22 @@ func (d *Driver) enroll(ctx context.Context) error {
 		}
 		if n.ID != me.ID && (n.Name == me.Name || n.VTEP == me.VTEP) {
 			if err := d.takeOver(ctx, n); err != nil {
-				return err
+				return 0, err
 			}
 		}
 	}
-	_, err = d.cfg.Store.Commit(ctx, []store.Cond{cond},
+	revision, err := d.cfg.Store.Commit(ctx, []store.Cond{cond},
 		store.Put(store.NodeKey(me.Name), store.Encode(me)), store.PutAlive(store.AliveKey(me.Name), []byte(me.ID)))
 	if err == nil {
 		d.log.Info("registered", "node", me.Name, "vtep", me.VTEP, "underlay_mtu", me.UnderlayMTU)
 	}
-	return err
+	return revision, err
+}
+
+// owned says whether the store's records know this node, so that they may be acted upon.
+func (d *Driver) owned() (owned bool) {
+	d.cfg.Mirror.Read(func(r *store.Records) { owned = r.Nodes[d.site.node].ID == d.cfg.Node.ID })
+	return owned
 }
 
 // takeOver says whether this node may use the name or address of another's record: not while that one is alive.

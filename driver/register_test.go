@@ -12,7 +12,8 @@ import (
 func enlist(t *testing.T, mem *store.Memory, name, id, vtep string) error {
 	t.Helper()
 	d := New(Config{Store: mem, Log: slog.New(slog.DiscardHandler), Node: store.Node{Name: name, ID: id, VTEP: addr(vtep)}})
-	return d.enroll(t.Context())
+	_, err := d.enroll(t.Context())
+	return err
 }
 
 func TestANamesOrAddressesSecondLivingOwnerIsRefused(t *testing.T) {
@@ -45,5 +46,38 @@ func TestADeadNodesNameIsTakenOver(t *testing.T) {
 	}
 	if n := record[store.Node](t, mem, store.NodeKey("n1")); n.ID != "b" {
 		t.Errorf("record %+v", n)
+	}
+}
+
+// A store that has been emptied must not tear down what works; a node that registers anew may clear what is unused.
+func TestAnEmptiedStoreTearsNothingDown(t *testing.T) {
+	mem := store.NewMemory()
+	h := newHost(t, mem, "n1", "192.0.2.1")
+	n := web(h)
+	c, err := h.run(n, container{id: "e1", mac: macN(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mem.Commit(t.Context(), nil, store.DeletePrefix(store.NodePrefix), store.DeletePrefix(store.NetworkPrefix),
+		store.DeletePrefix(store.EndpointPrefix)); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("the loss is seen", func() error {
+		if h.driver.owned() {
+			return errors.New("the node still trusts the store")
+		}
+		return nil
+	})
+	h.driver.check(t.Context())
+	if ps := h.networks()[0].Ports; len(ps) != 1 {
+		t.Errorf("ports %+v", ps)
+	}
+	h.restart()
+	h.driver.check(t.Context())
+	if ps := h.networks()[0].Ports; len(ps) != 1 {
+		t.Errorf("after a restart: ports %+v", ps)
+	}
+	if err := h.remove(n, c); err != nil {
+		t.Error(err)
 	}
 }
