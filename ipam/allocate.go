@@ -1,0 +1,117 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/netdriver/netdriver/store"
+)
+
+// allocate does one try to lease the next free address where this host allocates.
+func (s *Service) allocate(ctx context.Context, r request) (netip.Addr, error) {
+	v := s.follow(r.Subnet)
+	if err := v.wait(ctx); err != nil {
+		return netip.Addr{}, err
+	}
+	var after netip.Addr
+	for range retries {
+		a, ok := v.take(r.allocates(), after)
+		if !ok {
+			return s.allocateLast(ctx, r)
+		}
+		revision, err := s.write(ctx, r, a)
+		v.settle(a, revision)
+		if err == nil {
+			return a, nil
+		}
+		if !errors.Is(err, store.ErrConflict) {
+			return a, err
+		}
+		// Somebody else has it, of which the view will hear, or the pool is gone.
+		if _, _, err := s.pool(ctx, r); err != nil {
+			return a, err
+		}
+		after = a
+	}
+	return netip.Addr{}, errRetry
+}
+
+// write makes the lease of a chosen address and moves the pool's cursor, so that no node gives this address out again
+// before it has gone round.
+func (s *Service) write(ctx context.Context, r request, a netip.Addr) (int64, error) {
+	key := store.LeaseKey(r.Subnet, a)
+	conds := []store.Cond{store.Exists(store.PoolKey(r.Subnet)), store.Absent(key)}
+	return s.cfg.Store.Commit(ctx, conds, store.Put(key, store.Encode(s.lease(a, store.LeaseEndpoint, r))),
+		store.Put(store.CursorKey(r.Subnet), []byte(a.String())))
+}
+
+// allocateLast allocates from what the store itself says, since the view knows of no free address and may be behind.
+func (s *Service) allocateLast(ctx context.Context, r request) (netip.Addr, error) {
+	if _, _, err := s.pool(ctx, r); err != nil {
+		return netip.Addr{}, err
+	}
+	kvs, _, err := s.cfg.Store.List(ctx, store.PoolLeases(r.Subnet))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	used := newAddrSet(r.Subnet)
+	var full fullError
+	for _, kv := range kvs {
+		a, err := netip.ParseAddr(kv.Key[len(store.PoolLeases(r.Subnet)):])
+		if err != nil {
+			continue
+		}
+		used.add(a)
+		full.count(r, a, kv)
+	}
+	a, ok := used.next(r.allocates(), netip.Addr{})
+	if !ok {
+		full.request = r
+		return a, full
+	}
+	_, err = s.write(ctx, r, a)
+	return a, err
+}
+
+// fullError says that a pool, or this host's range of it, has no free address.
+type fullError struct {
+	request
+	// endpoints and reserved are the leases of each sort in the whole pool, inRange those in this host's range.
+	endpoints, reserved, inRange int
+}
+
+// count counts one lease.
+func (e *fullError) count(r request, a netip.Addr, kv store.KV) {
+	if r.allocates().Contains(a) {
+		e.inRange++
+	}
+	if l, err := store.Decode[store.Lease](kv); err == nil && l.Kind != store.LeaseEndpoint {
+		e.reserved++
+		return
+	}
+	e.endpoints++
+}
+
+func (e fullError) Error() string {
+	s := fmt.Sprintf("pool %s is full: of its %s addresses %d are held by endpoints and %d reserved (gateway, --aux-address)",
+		e.Subnet, size(e.Subnet, e.Subnet), e.endpoints, e.reserved)
+	advice := "remove containers, or create a network with a larger --subnet"
+	if e.Range.IsValid() {
+		s = fmt.Sprintf("range %s of this host is full: all its %s addresses are in use (of the %s of pool %s, %d are held by endpoints "+
+			"and %d reserved)", e.Range, size(e.Subnet, e.Range), size(e.Subnet, e.Subnet), e.Subnet, e.endpoints, e.reserved)
+		advice = "remove containers of this host, use --ip with an address outside the range, or create its network with a larger --ip-range"
+	}
+	return s + "; " + advice
+}
+
+// size returns how many usable addresses of subnet are in r, as text.
+func size(subnet, r netip.Prefix) string {
+	first, last, _ := within(subnet, r)
+	a, b := numberOf(first), numberOf(last)
+	if a.hi != b.hi {
+		return "more than 2^64"
+	}
+	return fmt.Sprint(b.lo - a.lo + 1)
+}
