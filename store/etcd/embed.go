@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -77,7 +78,8 @@ func Embed(ctx context.Context, cfg EmbedConfig) (_ *Server, err error) {
 			s.Close()
 		}
 	}()
-	for _, dir := range []string{ec.Dir, filepath.Join(cfg.RunDir, "etcd")} {
+	dirs := []string{ec.Dir, filepath.Join(cfg.RunDir, "etcd")}
+	for _, dir := range slices.Compact(dirs) { // they may be one
 		if err := s.lock(dir); err != nil {
 			return nil, fmt.Errorf("embedded store: %w", err)
 		}

@@ -176,7 +176,8 @@ func TestEmbedRefusesWhatIsUnsafe(t *testing.T) {
 
 func TestPlainHTTPOnlyWhenAskedFor(t *testing.T) {
 	t.Parallel()
-	cfg := EmbedConfig{DataDir: t.TempDir(), RunDir: shortDir(t), Log: testLog(t), Plain: true}
+	dir := shortDir(t) // for both
+	cfg := EmbedConfig{DataDir: dir, RunDir: dir, Log: testLog(t), Plain: true}
 	cfg.Listen = []string{"http://" + freeAddress(t)}
 	h := &host{cfg: cfg}
 	h.start(t)
