@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,12 +36,16 @@ type host struct {
 	kernel *dataplane.Fake
 	life   *mortal
 	engine *engine
-	clock  time.Duration
+	clock  atomic.Int64 // nanoseconds that this host is ahead
 
 	driver *Driver
 	leases *ipam.Service
 	client *http.Client
 	stop   func()
+
+	// again is set when Docker repeats a call whose daemon died, as moby does for up to 15 s (pkg/plugins/client.go).
+	again  bool
+	deaths int
 }
 
 // newHost starts a host on a cluster's store.
@@ -60,7 +65,7 @@ func (h *host) start() {
 	h.life = &mortal{at: -1}
 	s, k := &mortalStore{h.mem, h.life}, &mortalKernel{h.kernel, h.life}
 	mirror, plane := store.NewMirror(s, log), dataplane.NewPlane(k, log)
-	now := func() time.Time { return time.Now().Add(h.clock) }
+	now := func() time.Time { return time.Now().Add(time.Duration(h.clock.Load())) }
 	h.leases = ipam.New(ipam.Config{Store: s, Node: h.name, Routes: func() ([]netip.Prefix, error) { return nil, nil }, Log: log, Now: now})
 	h.driver = New(Config{
 		Store: s, Mirror: mirror, Plane: plane, Underlay: "eth0", Docker: h.engine, Leases: h.leases, Log: log, Now: now,
@@ -103,6 +108,7 @@ func (h *host) start() {
 func (h *host) restart() {
 	h.t.Helper()
 	h.life.kill()
+	h.deaths++
 	h.stop()
 	h.start()
 }
@@ -121,6 +127,16 @@ func (h *host) eventually(what string, f func() error) {
 
 // call sends one call as moby does (pkg/plugins/client.go).
 func call[Resp any](h *host, method string, req any) (Resp, error) {
+	out, err := post[Resp](h, method, req)
+	if err != nil && h.again && h.life.dead() {
+		h.restart()
+		return post[Resp](h, method, req)
+	}
+	return out, err
+}
+
+// post sends a call once.
+func post[Resp any](h *host, method string, req any) (Resp, error) {
 	var out Resp
 	body, err := json.Marshal(req)
 	if err != nil {

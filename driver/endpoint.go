@@ -67,14 +67,15 @@ func (d *Driver) parseEndpoint(ctx context.Context, req *network.CreateEndpointR
 			errs = append(errs, fmt.Errorf("address %s is in no subnet of network %s (%v)", a, nw.Name, nw.Subnets))
 		}
 	}
-	switch addrs := e.Addrs(); {
-	case req.Interface.MacAddress != "":
-		e.MAC, err = vxlan.ParseMAC(req.Interface.MacAddress)
-		errs = append(errs, err)
-	case len(addrs) > 0:
-		e.MAC = vxlan.MACFor(addrs[0])
-	default:
+	addrs := e.Addrs()
+	if len(addrs) == 0 {
 		errs = append(errs, errors.New("endpoint without address: netdriver needs one from its IPAM driver"))
+	} else {
+		e.MAC = vxlan.MACFor(addrs[0])
+	}
+	if mac := req.Interface.MacAddress; mac != "" {
+		e.MAC, err = vxlan.ParseMAC(mac)
+		errs = append(errs, err)
 	}
 	return nw, e, errors.Join(errs...)
 }

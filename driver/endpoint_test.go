@@ -28,11 +28,14 @@ func twoWeb(t *testing.T) (mem *store.Memory, h1, h2 *host, n1, n2 dockerNetwork
 func TestAContainersInterfaceIsThereBeforeDockerAsksToJoin(t *testing.T) {
 	h := newHost(t, store.NewMemory(), "n1", "192.0.2.1")
 	n := web(h)
-	if err := errors.Join(h.createEndpoint(n, container{id: "e1", address: "10.10.0.5/24", mac: macN(1)})); err != nil {
+	if err := h.createEndpoint(n, container{id: "e1", address: "10.10.0.5/24", mac: macN(1)}); err != nil {
 		t.Fatal(err)
 	}
-	if ps := h.networks()[0].Ports; len(ps) != 1 || ps[0].MAC.String() != macN(1) || ps[0].MTU != 1450 {
+	if ps := h.networks()[0].Ports; len(ps) != 1 || ps[0].Endpoint != "e1" || ps[0].MTU != 1450 {
 		t.Errorf("ports %+v", ps)
+	}
+	if made := func(op dataplane.Op) bool { return op.Endpoint == "e1" && op.MAC.String() == macN(1) }; !slices.ContainsFunc(h.kernel.Ran(), made) {
+		t.Errorf("no interface with Docker's MAC was made: %v", h.kernel.Ran())
 	}
 	res, err := call[network.JoinResponse](h, "NetworkDriver.Join", map[string]any{"NetworkID": n.id, "EndpointID": "e1"})
 	want := network.InterfaceName{SrcName: dataplane.ContainerEnd("e1"), DstPrefix: "eth"}
@@ -121,7 +124,7 @@ func TestBadEndpointRequestsAreRefusedWithTheReason(t *testing.T) {
 		want string
 	}{
 		"no interface":     {map[string]any{"EndpointID": "e1"}, "no interface"},
-		"no address":       {map[string]any{"EndpointID": "e1", "Interface": iface("", macN(1))}, "no address"},
+		"no address":       {map[string]any{"EndpointID": "e1", "Interface": iface("", macN(1))}, "without address"},
 		"malformed":        {map[string]any{"EndpointID": "e1", "Interface": iface("10.10.0.5", macN(1))}, "prefix length"},
 		"outside":          {map[string]any{"EndpointID": "e1", "Interface": iface("10.99.0.5/24", macN(1))}, "in no subnet"},
 		"bad MAC":          {map[string]any{"EndpointID": "e1", "Interface": iface("10.10.0.5/24", "01:00:5e:00:00:01")}, "unicast"},

@@ -19,15 +19,14 @@ func TestTheJanitorRemovesWhatDockerHasNoMore(t *testing.T) {
 		}
 	}
 	h.engine.remove("d1", "e0") // its Leave, DeleteEndpoint and ReleaseAddress were lost
-	h.tidy()
-	if eps := h.driver.endpointsOf("web", "d1"); len(eps) != 2 {
-		t.Errorf("endpoints %v, want the two that live", eps)
-	}
+	h.tidy("the two that live are left", func() error {
+		if eps := h.driver.endpointsOf("web", "d1"); len(eps) != 2 {
+			return fmt.Errorf("endpoints %v", eps)
+		}
+		return nil
+	})
 	h.engine.remove("d1")
-	h.tidy()
-	if err := h.empty(); err != nil {
-		t.Error(err)
-	}
+	h.tidy("nothing is left", h.empty)
 }
 
 func TestTheJanitorSparesWhatIsYoungOrMissingOnlyOnceOrWhenDockerIsAway(t *testing.T) {
@@ -49,7 +48,7 @@ func TestTheJanitorSparesWhatIsYoungOrMissingOnlyOnceOrWhenDockerIsAway(t *testi
 		t.Fatal(err)
 	}
 	kept("young")
-	h.clock += time.Hour
+	h.clock.Add(int64(time.Hour))
 	once := doubt{}
 	if err := round(once); err != nil {
 		t.Fatal(err)
@@ -81,18 +80,17 @@ func TestTheJanitorFreesAnAddressWithoutEndpointAndKeepsThoseInUse(t *testing.T)
 	if err := h.do("IpamDriver.RequestAddress", lost); err != nil { // no CreateEndpoint follows
 		t.Fatal(err)
 	}
-	h.tidy()
-	var held []string
-	kvs, _, err := mem.List(t.Context(), store.LeasePrefix)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, kv := range kvs {
-		if l, err := store.Decode[store.Lease](kv); err == nil && l.Kind == store.LeaseEndpoint {
-			held = append(held, l.Address.String()+"/24")
+	h.tidy("only the lease in use is left", func() error {
+		var held []string
+		kvs, _, err := mem.List(t.Context(), store.LeasePrefix)
+		for _, kv := range kvs {
+			if l, err := store.Decode[store.Lease](kv); err == nil && l.Kind == store.LeaseEndpoint {
+				held = append(held, l.Address.String()+"/24")
+			}
 		}
-	}
-	if len(held) != 1 || held[0] != c.address {
-		t.Errorf("leases %v, want only %s", held, c.address)
-	}
+		if err != nil || len(held) != 1 || held[0] != c.address {
+			return fmt.Errorf("leases %v, want only %s; error %v", held, c.address, err)
+		}
+		return nil
+	})
 }

@@ -27,11 +27,13 @@ func killAtEachStep(t *testing.T, prepare func(*host), operation func(*host) err
 				prepare(h)
 				h.life.die(step, after)
 				err := operation(h)
-				if done = !h.life.dead(); done {
+				if done = !h.life.dead() && h.deaths == 0; done {
 					return
 				}
 				killed++
-				h.restart()
+				if h.life.dead() {
+					h.restart()
+				}
 				check(t, h, err)
 			})
 			if done {
@@ -64,23 +66,27 @@ func (h *host) empty() error {
 	return nil
 }
 
-// tidy lets the janitor run as often as it takes to believe, an hour later.
-func (h *host) tidy() {
-	h.clock += time.Hour
+// tidy lets the janitor run, an hour apart, until check is content.
+func (h *host) tidy(what string, check func() error) {
+	h.t.Helper()
 	suspects := doubt{}
-	for range 3 {
+	h.eventually(what, func() error {
+		h.clock.Add(int64(time.Hour))
 		if err := h.driver.cleanOnce(context.Background(), suspects); err != nil {
-			h.t.Errorf("janitor: %v", err)
+			return err
 		}
-	}
+		return check()
+	})
 }
 
 func nothing(*host) {}
 
+func asksAgain(h *host) { h.again = true }
+
 func TestADaemonKilledWhileCreatingANetworkFinishesWhenDockerAsksAgain(t *testing.T) {
 	create := func(h *host) error { _, err := h.createNetwork("d1", "10.10.0.0/24", "network", "web"); return err }
-	killAtEachStep(t, nothing, create, func(t *testing.T, h *host, _ error) {
-		if err := create(h); err != nil {
+	killAtEachStep(t, asksAgain, create, func(t *testing.T, h *host, err error) {
+		if err != nil {
 			t.Fatalf("asked again: %v", err)
 		}
 		if ns := h.networks(); len(ns) != 1 || ns[0].Name != "web" || !ns[0].VXLAN.Enslaved {
@@ -95,8 +101,7 @@ func TestADaemonKilledWhileCreatingANetworkLeavesNothingWhenDockerGivesUp(t *tes
 		if err == nil {
 			h.engine.remove("d1") // the last answer arrived and the user removed the network while the daemon was away
 		}
-		h.tidy()
-		h.eventually("nothing is left", h.empty)
+		h.tidy("nothing is left", h.empty)
 	})
 }
 
@@ -114,8 +119,8 @@ func TestADaemonKilledWhileAContainerStartsFinishesWhenDockerAsksAgain(t *testin
 	var n dockerNetwork
 	c := container{id: "e1", address: "10.10.0.5", mac: macN(1)}
 	start := func(h *host) error { _, err := h.run(n, c); return err }
-	killAtEachStep(t, func(h *host) { n = web(h) }, start, func(t *testing.T, h *host, _ error) {
-		if err := start(h); err != nil {
+	killAtEachStep(t, func(h *host) { n = web(h); asksAgain(h) }, start, func(t *testing.T, h *host, err error) {
+		if err != nil {
 			t.Fatalf("asked again: %v", err)
 		}
 		if ps := h.networks()[0].Ports; len(ps) != 1 || ps[0].Endpoint != "e1" || !ps[0].Enslaved || !ps[0].Up {
@@ -132,8 +137,7 @@ func TestADaemonKilledWhileAContainerStartsLeaksNothingWhenDockerGivesUp(t *test
 	}
 	killAtEachStep(t, func(h *host) { n = web(h) }, start, func(t *testing.T, h *host, _ error) {
 		h.engine.remove("d1", "e1")
-		h.tidy()
-		h.eventually("no port, lease, endpoint", func() error { return h.onlyNetwork("web") })
+		h.tidy("no port, lease, endpoint", func() error { return h.onlyNetwork("web") })
 	})
 }
 
@@ -147,16 +151,14 @@ func TestADaemonKilledWhileAContainerEndsFreesItsAddress(t *testing.T) {
 		}
 	}
 	killAtEachStep(t, prepare, func(h *host) error { return h.remove(n, c) }, func(t *testing.T, h *host, _ error) {
-		h.tidy()
-		h.eventually("no port, lease, endpoint", func() error { return h.onlyNetwork("web") })
+		h.tidy("no port, lease, endpoint", func() error { return h.onlyNetwork("web") })
 	})
 }
 
 func TestADaemonKilledWhileRemovingANetworkLeavesNothing(t *testing.T) {
 	var n dockerNetwork
 	killAtEachStep(t, func(h *host) { n = web(h) }, func(h *host) error { return h.removeNetwork(n) }, func(t *testing.T, h *host, _ error) {
-		h.tidy()
-		h.eventually("nothing is left", h.empty)
+		h.tidy("nothing is left", h.empty)
 	})
 }
 

@@ -28,7 +28,7 @@ func request(id, subnet string, pairs ...string) *network.CreateNetworkRequest {
 func TestOptionsAreTakenAsGiven(t *testing.T) {
 	got, err := parseNetwork(request("d1", "10.10.0.0/24", "network", "web", "mode", "overlay", "vni", "7", "port", "4790", "mtu", "1400"))
 	want := spec{name: "web", mode: "overlay", vni: 7, port: 4790, mtu: 1400, subnets: []netip.Prefix{prefix("10.10.0.0/24")}}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(spec{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" || err != nil {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(spec{}), equal()); diff != "" || err != nil {
 		t.Errorf("error %v, spec (-want +got):\n%s", err, diff)
 	}
 }

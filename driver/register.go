@@ -31,6 +31,9 @@ func (d *Driver) register(ctx context.Context) error {
 			err = d.cfg.Mirror.Wait(ctx, store.NodeKey(d.site.node), revision)
 		}
 		if err == nil {
+			err = d.cfg.Mirror.WaitSynced(ctx, "")
+		}
+		if err == nil {
 			close(d.registered)
 			return nil
 		}
