@@ -88,7 +88,8 @@ func (d *Diagnosis) Networks(ctx context.Context) (NetworksReport, error) {
 	return out, nil
 }
 
-// missing tells about a network that no record has. While the records are not known the kernel may have it all the same.
+// missing tells about a network that no record has. While the records are not known the kernel may have it all the
+// same.
 func (d *Diagnosis) missing(ctx context.Context, c cluster, name string) (NetworkReport, error) {
 	if err := c.bad[store.NetworkKey(name)]; err != nil {
 		return NetworkReport{}, fmt.Errorf("network %q has a record that this node cannot read: %w", name, err)
@@ -109,7 +110,11 @@ func (d *Diagnosis) missing(ctx context.Context, c cluster, name string) (Networ
 			return r, nil
 		}
 	}
-	return NetworkReport{}, fmt.Errorf("network %q is not in this node's kernel, and the cluster's records cannot be read: %w", name, c.err)
+	return NetworkReport{}, fmt.Errorf(
+		"network %q is not in this node's kernel, and the cluster's records cannot be read: %w",
+		name,
+		c.err,
+	)
 }
 
 // kernelOnly reports what this node's devices tell when no record can be read.
@@ -121,7 +126,8 @@ func (d *Diagnosis) kernelOnly(ctx context.Context, c cluster) (NetworksReport, 
 	}
 	for _, n := range present {
 		r := NetworkReport{
-			Schema: Schema, Network: n.Name, Verdict: Unknown, Node: d.src.Node.Name, Member: true, Mode: store.ModeOverlay, VNI: n.VNI,
+			Schema: Schema, Network: n.Name, Verdict: Unknown, Node: d.src.Node.Name, Member: true, Mode: store.ModeOverlay,
+			VNI:  n.VNI,
 			Port: n.VXLAN.Port, Subnets: []Subnet{}, MTU: mtu(n.Bridge.MTU, d.src.Node), Peers: []Peer{},
 			EndpointCount: len(n.Ports), Data: out.Data, Reasons: []Reason{unread(d.src.Node.Name, c.err)},
 		}

@@ -84,13 +84,22 @@ func (d *Diagnosis) fromStore(ctx context.Context) (cluster, error) {
 	for _, kv := range alive {
 		c.alive[kv.Key[len(store.AlivePrefix):]] = string(kv.Value)
 	}
-	if c.nodes, err = list(ctx, s, store.NodePrefix, c.bad, func(_ store.KV, n store.Node) (string, store.Node) { return n.Name, n }); err != nil {
+	c.nodes, err = list(ctx, s, store.NodePrefix, c.bad, func(_ store.KV, n store.Node) (string, store.Node) {
+		return n.Name, n
+	})
+	if err != nil {
 		return c, err
 	}
 	if c.statuses, err = statuses(ctx, s, c.bad); err != nil {
 		return c, err
 	}
-	c.pools, err = list(ctx, s, store.PoolPrefix, c.bad, func(_ store.KV, p store.Pool) (netip.Prefix, store.Pool) { return p.Subnet, p })
+	c.pools, err = list(
+		ctx,
+		s,
+		store.PoolPrefix,
+		c.bad,
+		func(_ store.KV, p store.Pool) (netip.Prefix, store.Pool) { return p.Subnet, p },
+	)
 	if err != nil {
 		return c, err
 	}
@@ -200,9 +209,15 @@ func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, leases boo
 
 // readNetwork reads a network's endpoints and leases from the store.
 func (d *Diagnosis) readNetwork(ctx context.Context, f *facts, leases bool) error {
-	es, err := list(ctx, d.src.Store, store.NetworkEndpoints(f.network.Name), f.bad, func(kv store.KV, e store.Endpoint) (string, endpoint) {
-		return e.ID, endpoint{e, kv.Modified}
-	})
+	es, err := list(
+		ctx,
+		d.src.Store,
+		store.NetworkEndpoints(f.network.Name),
+		f.bad,
+		func(kv store.KV, e store.Endpoint) (string, endpoint) {
+			return e.ID, endpoint{e, kv.Modified}
+		},
+	)
 	if err != nil {
 		return err
 	}
@@ -216,9 +231,15 @@ func (d *Diagnosis) readNetwork(ctx context.Context, f *facts, leases bool) erro
 		if !leases {
 			continue
 		}
-		ls, err := list(ctx, d.src.Store, store.PoolLeases(subnet), f.bad, func(_ store.KV, l store.Lease) (netip.Addr, store.Lease) {
-			return l.Address, l
-		})
+		ls, err := list(
+			ctx,
+			d.src.Store,
+			store.PoolLeases(subnet),
+			f.bad,
+			func(_ store.KV, l store.Lease) (netip.Addr, store.Lease) {
+				return l.Address, l
+			},
+		)
 		if err != nil {
 			return err
 		}

@@ -3,11 +3,9 @@ package diag
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"math"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/store"
@@ -27,10 +25,10 @@ func judge(f facts) NetworkReport {
 		Peers:    f.peers(), Endpoints: f.rows(), EndpointCount: len(f.endpoints), Data: f.data(),
 	}
 	r.Kernel = f.kernel(r.Member)
-	r.Reasons = slices.Concat([]Reason{}, f.aboutStore(), f.aboutKernel(r), f.aboutPeers(r), f.aboutSubnets(r), f.aboutRecords())
+	r.Reasons = f.reasons(r)
 	r.Verdict = Healthy
-	for _, reason := range r.Reasons {
-		r.Verdict = worse(r.Verdict, reason.Verdict)
+	for _, x := range r.Reasons {
+		r.Verdict = worse(r.Verdict, x.Verdict)
 	}
 	return r
 }
@@ -54,8 +52,9 @@ func (f facts) peers() []Peer {
 	for _, name := range members(f.network.Network) {
 		n, st := f.nodes[name], f.statuses[name]
 		p := Peer{
-			Node: name, Address: n.VTEP, State: f.liveness(f.me.Name, name), Applied: st.Applied[f.network.Name], UnderlayMTU: n.UnderlayMTU,
-			Endpoints: counts[name], Problem: st.Problems[f.network.Name], LastStatus: st.Updated,
+			Node: name, Address: n.VTEP, State: f.liveness(f.me.Name, name), Applied: st.Applied[f.network.Name],
+			UnderlayMTU: n.UnderlayMTU,
+			Endpoints:   counts[name], Problem: st.Problems[f.network.Name], LastStatus: st.Updated,
 		}
 		if p.State == StateOK && p.Applied < wanted {
 			p.State = StateBehind
@@ -71,7 +70,8 @@ func (f facts) rows() []Endpoint {
 	out := make([]Endpoint, 0, len(f.endpoints))
 	for _, e := range f.endpoints {
 		row := Endpoint{
-			ID: e.ID, Node: e.Node, Addresses: e.Addrs(), MAC: e.MAC, Phase: e.Phase, Created: e.Created, Members: len(nodes), SeenBy: -1,
+			ID: e.ID, Node: e.Node, Addresses: e.Addrs(), MAC: e.MAC, Phase: e.Phase, Created: e.Created, Members: len(nodes),
+			SeenBy: -1,
 		}
 		if f.err == nil {
 			row.SeenBy = 0
@@ -135,8 +135,8 @@ func (f facts) addressesIn(p netip.Prefix) uint64 {
 	return n
 }
 
-// usable is how many addresses of p can be given out: not IPv4's network and broadcast address (RFC 1122 §3.2.1.3), which
-// a /31 or /32 has not (RFC 3021), nor IPv6's subnet-router anycast address (RFC 4291 §2.6.1).
+// usable is how many addresses of p can be given out: not IPv4's network and broadcast address (RFC 1122 §3.2.1.3),
+// which a /31 or /32 has not (RFC 3021), nor IPv6's subnet-router anycast address (RFC 4291 §2.6.1).
 func usable(p netip.Prefix) uint64 {
 	host := p.Addr().BitLen() - p.Bits()
 	switch {
@@ -156,7 +156,8 @@ func mtu(n int, me store.Node) MTU {
 	if n == m.Underlay-m.Overhead {
 		m.Derived = fmt.Sprintf("%d = %d underlay − %d VXLAN", n, m.Underlay, m.Overhead)
 	} else {
-		m.Derived = fmt.Sprintf("%d chosen; %d underlay − %d VXLAN allows %d here", n, m.Underlay, m.Overhead, m.Underlay-m.Overhead)
+		m.Derived = fmt.Sprintf("%d chosen; %d underlay − %d VXLAN allows %d here",
+			n, m.Underlay, m.Overhead, m.Underlay-m.Overhead)
 	}
 	return m
 }
@@ -174,119 +175,4 @@ func drifts(receipts []dataplane.Receipt) []Drift {
 		out = append(out, Drift{Time: r.Time, Command: r.Op, Seconds: r.Took.Seconds(), Error: r.Error})
 	}
 	return out
-}
-
-// unread is the reason when no record is known.
-func unread(node string, err error) Reason {
-	return Reason{
-		Unknown, fmt.Sprintf("the cluster's records have not been read since this daemon started: %v", err), node,
-		"check that the store runs and can be reached from here; existing traffic goes on meanwhile",
-	}
-}
-
-func (f facts) aboutStore() []Reason {
-	if f.err == nil {
-		return nil
-	}
-	return []Reason{{
-		Degraded, fmt.Sprintf("the store cannot be asked: %v; this is what the node knew last, other nodes' state is unknown", f.err), f.me.Name,
-		"check that the store runs and can be reached from here; existing traffic goes on, new containers must wait",
-	}}
-}
-
-func (f facts) aboutKernel(r NetworkReport) []Reason {
-	var out []Reason
-	if f.problem != nil {
-		out = append(out, Reason{
-			Failed, f.problem.Error(), f.me.Name, "remove the cause named here; it is tried again within 30 s",
-		})
-	}
-	if !r.Member {
-		return out
-	}
-	switch {
-	case f.planErr != nil:
-		out = append(out, Reason{
-			Unknown, fmt.Sprintf("the kernel could not be compared with the records: %v", f.planErr), f.me.Name, "try again; see the daemon's log",
-		})
-	case len(f.plan) > 0 && f.problem == nil:
-		out = append(out, Reason{
-			Degraded, fmt.Sprintf("the kernel differs from the records in %s, first: %s", count(len(f.plan), "place"), f.plan[0]), f.me.Name,
-			"it is repaired within 30 s; if this stays, see the daemon's log",
-		})
-	}
-	return out
-}
-
-func (f facts) aboutPeers(r NetworkReport) []Reason {
-	var out []Reason
-	for _, p := range r.Peers {
-		place := p.Node
-		if p.Address.IsValid() {
-			place = fmt.Sprintf("%s (%s)", p.Node, p.Address)
-		}
-		if p.State == StateDown {
-			out = append(out, Reason{
-				Degraded, fmt.Sprintf("%s is not connected to the store; its %s may be unreachable", p.Node, count(p.Endpoints, "endpoint")), place,
-				"start its host or its `netdriver run`; if they run, check its way to the store",
-			})
-		}
-		if p.State == StateBehind {
-			out = append(out, Reason{
-				Degraded, fmt.Sprintf("%s has applied revision %d of %d: it may not know the newest endpoints", p.Node, p.Applied, r.Revision.Wanted),
-				place, "see its `netdriver inspect " + r.Network + "` and its daemon's log",
-			})
-		}
-		if p.Problem != "" && p.Node != f.me.Name {
-			out = append(out, Reason{
-				Degraded, fmt.Sprintf("%s reports: %s", p.Node, p.Problem), place, "see its `netdriver inspect " + r.Network + "`",
-			})
-		}
-		if need := r.MTU.MTU + vxlan.Overhead(p.Address); p.Address.IsValid() && p.UnderlayMTU > 0 && p.UnderlayMTU < need {
-			out = append(out, Reason{
-				Degraded, fmt.Sprintf("%s has an underlay MTU of %d, packets of this network need %d", p.Node, p.UnderlayMTU, need), place,
-				fmt.Sprintf("raise the MTU of its underlay to %d, or create the network anew with --opt mtu=%d", need,
-					p.UnderlayMTU-vxlan.Overhead(p.Address)),
-			})
-		}
-	}
-	return out
-}
-
-func (f facts) aboutSubnets(r NetworkReport) []Reason {
-	var out []Reason
-	for _, s := range r.Subnets {
-		if s.Used+s.Reserved >= s.Usable {
-			out = append(out, Reason{
-				Degraded, fmt.Sprintf("subnet %s is full: %d of %d addresses are in use", s.Subnet, s.Used+s.Reserved, s.Usable), s.Subnet.String(),
-				"remove containers, or make a network with a larger subnet",
-			})
-		}
-	}
-	return out
-}
-
-// aboutRecords tells of this network's and its members' records that cannot be read.
-func (f facts) aboutRecords() []Reason {
-	var out []Reason
-	for _, key := range slices.Sorted(maps.Keys(f.bad)) {
-		mine := strings.HasPrefix(key, store.NetworkEndpoints(f.network.Name)) || key == store.NetworkKey(f.network.Name)
-		for _, n := range members(f.network.Network) {
-			mine = mine || key == store.NodeKey(n) || key == store.StatusKey(n)
-		}
-		if mine {
-			out = append(out, Reason{
-				Degraded, f.bad[key].Error(), key, "upgrade netdriver on this node if another one runs a later version; else the record is damaged",
-			})
-		}
-	}
-	return out
-}
-
-// count writes a number with its noun.
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }

@@ -1,5 +1,5 @@
-// Package diag is what `netdriver inspect` knows: it compares what the store wants with what the kernel has and with what
-// the other nodes say of themselves, and judges. It prints nothing.
+// Package diag is what `netdriver inspect` knows: it compares what the store wants with what the kernel has and with
+// what the other nodes say of themselves, and judges. It prints nothing.
 package diag
 
 import (
@@ -9,8 +9,8 @@ import (
 	"github.com/netdriver/netdriver/vxlan"
 )
 
-// Schema names the version of the reports' JSON. A field is added within a version; one that changes its meaning or goes
-// makes another version. docs/inspect.md describes it.
+// Schema names the version of the reports' JSON. A field is added within a version; one that changes its meaning or
+// goes makes another version. docs/inspect.md describes it.
 const Schema = "netdriver.inspect/v1"
 
 // Verdict is the answer to "is it well?".
@@ -143,7 +143,7 @@ type Endpoint struct {
 	ID        string       `json:"id"`
 	Node      string       `json:"node"`
 	Addresses []netip.Addr `json:"addresses"`
-	MAC       vxlan.MAC    `json:"mac"`
+	MAC       vxlan.MAC    `json:"mac,omitzero"`
 	Phase     string       `json:"phase"`
 	Created   time.Time    `json:"created"`
 	// SeenBy of Members nodes have it in their kernel; -1 if that could not be asked.

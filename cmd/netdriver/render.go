@@ -47,7 +47,13 @@ func (p painter) verdict(v diag.Verdict) string {
 }
 
 func (p painter) state(s string) string {
-	colours := map[string]string{diag.StateOK: green, diag.StateLocal: green, diag.StateBehind: yellow, diag.StateUnknown: yellow, diag.StateDown: red}
+	colours := map[string]string{
+		diag.StateOK:      green,
+		diag.StateLocal:   green,
+		diag.StateBehind:  yellow,
+		diag.StateUnknown: yellow,
+		diag.StateDown:    red,
+	}
 	return p.paint(colours[s], s)
 }
 
@@ -119,13 +125,17 @@ func (p painter) nodes(r diag.NodesReport) string {
 	if len(rows) == 0 {
 		return "no node is registered in this cluster\n"
 	}
-	return columns(table.Row{"NODE", "ADDRESS", "STATE", "MTU", "NETWORKS", "UP", "LAST STATUS", "VERSION", "PROBLEMS"}, rows)
+	return columns(
+		table.Row{"NODE", "ADDRESS", "STATE", "MTU", "NETWORKS", "UP", "LAST STATUS", "VERSION", "PROBLEMS"},
+		rows,
+	)
 }
 
 // networks is the table of `netdriver networks`, and of inspect without a name.
 func (p painter) networks(r diag.NetworksReport) string {
 	if len(r.Networks) == 0 {
-		return "no network yet: docker network create -d custom-overlay --ipam-driver custom-overlay --subnet 10.10.0.0/24 NAME\n"
+		return "no network yet; make one with:\n" +
+			"  docker network create -d custom-overlay --ipam-driver custom-overlay --subnet 10.10.0.0/24 NAME\n"
 	}
 	var rows []table.Row
 	for _, n := range r.Networks {
@@ -138,7 +148,8 @@ func (p painter) networks(r diag.NetworksReport) string {
 			here = "yes"
 		}
 		rows = append(rows, table.Row{
-			n.Network, p.verdict(n.Verdict), n.VNI, strings.Join(subnets, ","), here, len(n.Peers), n.EndpointCount, firstCause(n),
+			n.Network, p.verdict(n.Verdict), n.VNI, strings.Join(subnets, ","), here, len(n.Peers), n.EndpointCount,
+			firstCause(n),
 		})
 	}
 	return columns(table.Row{"NETWORK", "VERDICT", "VNI", "SUBNETS", "HERE", "NODES", "ENDPOINTS", "WHY"}, rows)

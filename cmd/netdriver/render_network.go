@@ -12,7 +12,8 @@ import (
 	"github.com/netdriver/netdriver/diag"
 )
 
-// network is the text of `netdriver inspect NETWORK`: the verdict first, then what is wrong and what to do, then the numbers.
+// network is the text of `netdriver inspect NETWORK`: the verdict first, then what is wrong and what to do, then the
+// numbers.
 func (p painter) network(r diag.NetworkReport) string {
 	var b strings.Builder
 	b.WriteString(p.headline(r))
@@ -25,7 +26,14 @@ func (p painter) network(r diag.NetworkReport) string {
 		line(&b, "", "wants: "+d)
 	}
 	for _, reason := range r.Reasons {
-		fmt.Fprintf(&b, "\n  %s  %s: %s\n    └ try: %s\n", p.verdict(reason.Verdict), reason.Place, reason.Cause, reason.Remedy)
+		fmt.Fprintf(
+			&b,
+			"\n  %s  %s: %s\n    └ try: %s\n",
+			p.verdict(reason.Verdict),
+			reason.Place,
+			reason.Cause,
+			reason.Remedy,
+		)
 	}
 	if len(r.Peers) > 0 {
 		b.WriteString("\n" + p.peers(r.Peers))
@@ -42,9 +50,18 @@ func (p painter) headline(r diag.NetworkReport) string {
 		kind = append(kind, "internal")
 	}
 	data := map[string]string{
-		diag.SourceStore: "data " + p.age(r.Data.Taken) + " old", diag.SourceMirror: "data from this node's copy", diag.SourceKernel: "data from the kernel",
+		diag.SourceStore: "data " + p.age(
+			r.Data.Taken,
+		) + " old", diag.SourceMirror: "data from this node's copy", diag.SourceKernel: "data from the kernel",
 	}
-	return fmt.Sprintf("%s  %s    %s  %s    %s\n", r.Network, strings.Join(kind, " · "), p.verdict(r.Verdict), summary(r), data[r.Data.Source])
+	return fmt.Sprintf(
+		"%s  %s    %s  %s    %s\n",
+		r.Network,
+		strings.Join(kind, " · "),
+		p.verdict(r.Verdict),
+		summary(r),
+		data[r.Data.Source],
+	)
 }
 
 // summary says in a few words why the verdict is what it is.
@@ -72,7 +89,13 @@ func subnet(s diag.Subnet, d diag.Data) string {
 	if s.Usable == math.MaxUint64 {
 		usable = "2^64"
 	}
-	text := fmt.Sprintf("%s  gateway %s  %d of %s used", s.Subnet, addressOr(s.Gateway.IsValid(), s.Gateway), s.Used, usable)
+	text := fmt.Sprintf(
+		"%s  gateway %s  %d of %s used",
+		s.Subnet,
+		addressOr(s.Gateway.IsValid(), s.Gateway),
+		s.Used,
+		usable,
+	)
 	if d.Source == diag.SourceStore {
 		text += fmt.Sprintf(", %d reserved", s.Reserved)
 	}
@@ -122,7 +145,8 @@ func (p painter) peers(peers []diag.Peer) string {
 	var rows []table.Row
 	for _, peer := range peers {
 		rows = append(rows, table.Row{
-			peer.Node, addressOr(peer.Address.IsValid(), peer.Address), p.state(peer.State), known(peer.Applied), known(peer.UnderlayMTU),
+			peer.Node, addressOr(peer.Address.IsValid(), peer.Address), p.state(peer.State), known(peer.Applied),
+			known(peer.UnderlayMTU),
 			peer.Endpoints, p.age(peer.LastStatus),
 		})
 	}
@@ -148,7 +172,8 @@ func (p painter) endpoints(r diag.NetworkReport) string {
 			seen = fmt.Sprintf("%d/%d", e.SeenBy, e.Members)
 		}
 		rows = append(rows, table.Row{
-			e.ID[:min(len(e.ID), 12)], e.Node, cmp.Or(strings.Join(addrs, " "), none), mac, cmp.Or(e.Phase, none), p.age(e.Created), seen,
+			e.ID[:min(len(e.ID), 12)], e.Node, cmp.Or(strings.Join(addrs, " "), none), mac, cmp.Or(e.Phase, none),
+			p.age(e.Created), seen,
 		})
 	}
 	text := columns(table.Row{"ENDPOINT", "NODE", "ADDRESS", "MAC", "PHASE", "AGE", "SEEN BY"}, rows)

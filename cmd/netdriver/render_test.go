@@ -48,7 +48,11 @@ func endpoints(n int) []diag.Endpoint {
 	for i := range n {
 		a := netip.AddrFrom4([4]byte{10, 10, byte((i + 2) >> 8), byte(i + 2)})
 		out = append(out, diag.Endpoint{
-			ID: fmt.Sprintf("%04x91c0ffee%052x", i, i), Node: fmt.Sprintf("node%d", i%3+1), Addresses: []netip.Addr{a}, MAC: vxlan.MACFor(a),
+			ID: fmt.Sprintf(
+				"%04x91c0ffee%052x",
+				i,
+				i,
+			), Node: fmt.Sprintf("node%d", i%3+1), Addresses: []netip.Addr{a}, MAC: vxlan.MACFor(a),
 			Phase: store.PhaseJoined, Created: now.Add(-time.Duration(i) * time.Minute), SeenBy: 3, Members: 3,
 		})
 	}
@@ -61,7 +65,9 @@ func healthy() diag.NetworkReport {
 		Mode: store.ModeOverlay, VNI: 1048577, Port: 4789,
 		Subnets: []diag.Subnet{
 			{
-				Subnet: netip.MustParsePrefix("10.10.0.0/16"), Gateway: netip.MustParseAddr("10.10.0.1"), Usable: 65534, Used: 3, Reserved: 2,
+				Subnet: netip.MustParsePrefix(
+					"10.10.0.0/16",
+				), Gateway: netip.MustParseAddr("10.10.0.1"), Usable: 65534, Used: 3, Reserved: 2,
 				First: netip.MustParseAddr("10.10.0.2"), Last: netip.MustParseAddr("10.10.0.4"),
 			},
 			{Subnet: netip.MustParsePrefix("2001:db8::/64"), Usable: 1<<64 - 1},
@@ -70,11 +76,37 @@ func healthy() diag.NetworkReport {
 		Kernel:   diag.Kernel{Checked: true, InSync: true},
 		Revision: diag.Revision{Applied: 8841, Wanted: 8841, Store: 8850},
 		Peers: []diag.Peer{
-			{Node: "node1", Address: netip.MustParseAddr("192.0.2.11"), State: diag.StateLocal, Applied: 8841, UnderlayMTU: 1500, Endpoints: 1, LastStatus: now.Add(-time.Hour)},
-			{Node: "node2", Address: netip.MustParseAddr("192.0.2.12"), State: diag.StateOK, Applied: 8841, UnderlayMTU: 1500, Endpoints: 1, LastStatus: now.Add(-time.Second)},
-			{Node: "node3", Address: netip.MustParseAddr("192.0.2.13"), State: diag.StateOK, Applied: 8844, UnderlayMTU: 9000, Endpoints: 1, LastStatus: now.Add(-72 * time.Hour)},
+			{
+				Node:        "node1",
+				Address:     netip.MustParseAddr("192.0.2.11"),
+				State:       diag.StateLocal,
+				Applied:     8841,
+				UnderlayMTU: 1500,
+				Endpoints:   1,
+				LastStatus:  now.Add(-time.Hour),
+			},
+			{
+				Node:        "node2",
+				Address:     netip.MustParseAddr("192.0.2.12"),
+				State:       diag.StateOK,
+				Applied:     8841,
+				UnderlayMTU: 1500,
+				Endpoints:   1,
+				LastStatus:  now.Add(-time.Second),
+			},
+			{
+				Node:        "node3",
+				Address:     netip.MustParseAddr("192.0.2.13"),
+				State:       diag.StateOK,
+				Applied:     8844,
+				UnderlayMTU: 9000,
+				Endpoints:   1,
+				LastStatus:  now.Add(-72 * time.Hour),
+			},
 		},
-		Endpoints: endpoints(3), EndpointCount: 3, Data: diag.Data{Source: diag.SourceStore, Taken: now.Add(-200 * time.Millisecond)},
+		Endpoints: endpoints(
+			3,
+		), EndpointCount: 3, Data: diag.Data{Source: diag.SourceStore, Taken: now.Add(-200 * time.Millisecond)},
 	}
 	return r
 }
@@ -84,11 +116,16 @@ func degraded() diag.NetworkReport {
 	r.Verdict, r.Internal = diag.Degraded, true
 	r.Peers[1].State, r.Peers[1].Applied = diag.StateDown, 8790
 	r.Reasons = []diag.Reason{{
-		Verdict: diag.Degraded, Place: "node2 (192.0.2.12)", Cause: "node2 is not connected to the store; its 1 endpoint may be unreachable",
+		Verdict: diag.Degraded, Place: "node2 (192.0.2.12)",
+		Cause:  "node2 is not connected to the store; its 1 endpoint may be unreachable",
 		Remedy: "start its host or its `netdriver run`; if they run, check its way to the store",
 	}}
 	r.Kernel.Drifts = []diag.Drift{
-		{Time: now.Add(-3 * time.Hour), Command: "bridge fdb replace 02:42:0a:0a:00:07 dev ndx100001 dst 192.0.2.12 self permanent", Seconds: .012},
+		{
+			Time:    now.Add(-3 * time.Hour),
+			Command: "bridge fdb replace 02:42:0a:0a:00:07 dev ndx100001 dst 192.0.2.12 self permanent",
+			Seconds: .012,
+		},
 	}
 	r.Endpoints[2].SeenBy = 2
 	return r
@@ -97,10 +134,19 @@ func degraded() diag.NetworkReport {
 func failed() diag.NetworkReport {
 	r := healthy()
 	r.Verdict = diag.Failed
-	r.Kernel = diag.Kernel{Checked: true, Differing: 2, Differences: []string{"ip link add ndb100001", "ip link set ndb100001 up"}}
+	r.Kernel = diag.Kernel{
+		Checked:     true,
+		Differing:   2,
+		Differences: []string{"ip link add ndb100001", "ip link set ndb100001 up"},
+	}
 	r.Revision.Applied = 8800
 	r.Reasons = []diag.Reason{
-		{Verdict: diag.Failed, Place: "node1", Cause: "make network my-net on this node: create ndx100001: VNI is in use", Remedy: "remove the other device"},
+		{
+			Verdict: diag.Failed,
+			Place:   "node1",
+			Cause:   "make network my-net on this node: create ndx100001: VNI is in use",
+			Remedy:  "remove the other device",
+		},
 		{Verdict: diag.Degraded, Place: "node3", Cause: "node3 reports: no such device", Remedy: "see its log"},
 	}
 	return r
@@ -108,9 +154,17 @@ func failed() diag.NetworkReport {
 
 func unknown() diag.NetworkReport {
 	return diag.NetworkReport{
-		Schema: diag.Schema, Network: "my-net", Verdict: diag.Unknown, Node: "node1", Member: true, Mode: store.ModeOverlay, VNI: 1048577, Port: 4789,
+		Schema: diag.Schema, Network: "my-net", Verdict: diag.Unknown, Node: "node1", Member: true, Mode: store.ModeOverlay,
+		VNI: 1048577, Port: 4789,
 		MTU: diag.MTU{Derived: "1450 = 1500 underlay − 50 VXLAN"}, Data: diag.Data{Source: diag.SourceKernel, Taken: now},
-		Reasons:   []diag.Reason{{Verdict: diag.Unknown, Place: "node1", Cause: "the cluster's records have not been read", Remedy: "check the store"}},
+		Reasons: []diag.Reason{
+			{
+				Verdict: diag.Unknown,
+				Place:   "node1",
+				Cause:   "the cluster's records have not been read",
+				Remedy:  "check the store",
+			},
+		},
 		Endpoints: []diag.Endpoint{{ID: "e1", Node: "node1", SeenBy: -1}}, EndpointCount: 1,
 	}
 }
@@ -145,16 +199,40 @@ func TestALongListOfEndpointsIsCutAndSaysSo(t *testing.T) {
 	r.Endpoints = endpoints(201)
 	got := plain().network(r)
 	if !strings.HasSuffix(got, "… and 1 more (-o json shows all)\n") || strings.Count(got, "10.10.") != 200+4 {
-		t.Errorf("%d addresses, want 200 endpoints' and 4 of the subnet; it ends: %s", strings.Count(got, "10.10."), got[len(got)-60:])
+		t.Errorf(
+			"%d addresses, want 200 endpoints' and 4 of the subnet; it ends: %s",
+			strings.Count(got, "10.10."),
+			got[len(got)-60:],
+		)
 	}
 }
 
 func TestListsAreReadable(t *testing.T) {
-	golden(t, "networks.txt", plain().networks(diag.NetworksReport{Networks: []diag.NetworkReport{degraded(), failed(), healthy()}}))
+	golden(
+		t,
+		"networks.txt",
+		plain().networks(diag.NetworksReport{Networks: []diag.NetworkReport{degraded(), failed(), healthy()}}),
+	)
 	golden(t, "networks-none.txt", plain().networks(diag.NetworksReport{}))
 	golden(t, "nodes.txt", plain().nodes(diag.NodesReport{Nodes: []diag.Node{
-		{Name: "node1", VTEP: netip.MustParseAddr("192.0.2.11"), UnderlayMTU: 1500, State: diag.StateLocal, Version: "v1.0.0", Started: now.Add(-time.Hour), Networks: 2, LastStatus: now},
-		{Name: "node2", VTEP: netip.MustParseAddr("2001:db8::2"), UnderlayMTU: 9000, State: diag.StateDown, Started: now.Add(-72 * time.Hour), Problems: map[string]string{"my-net": "x"}},
+		{
+			Name:        "node1",
+			VTEP:        netip.MustParseAddr("192.0.2.11"),
+			UnderlayMTU: 1500,
+			State:       diag.StateLocal,
+			Version:     "v1.0.0",
+			Started:     now.Add(-time.Hour),
+			Networks:    2,
+			LastStatus:  now,
+		},
+		{
+			Name:        "node2",
+			VTEP:        netip.MustParseAddr("2001:db8::2"),
+			UnderlayMTU: 9000,
+			State:       diag.StateDown,
+			Started:     now.Add(-72 * time.Hour),
+			Problems:    map[string]string{"my-net": "x"},
+		},
 	}}))
 }
 
@@ -188,8 +266,9 @@ func TestColoursAreOnlyForTerminals(t *testing.T) {
 
 func TestAgesHaveOneUnit(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		-time.Second: "0 ms", 12 * time.Millisecond: "12 ms", 200 * time.Millisecond: "0.2 s", 41 * time.Second: "41 s", 22 * time.Minute: "22 m",
-		3 * time.Hour: "3 h", 100 * time.Hour: "4 d",
+		-time.Second: "0 ms", 12 * time.Millisecond: "12 ms", 200 * time.Millisecond: "0.2 s", 41 * time.Second: "41 s",
+		22 * time.Minute: "22 m",
+		3 * time.Hour:    "3 h", 100 * time.Hour: "4 d",
 	} {
 		if got := span(d); got != want {
 			t.Errorf("%s: %q, want %q", d, got, want)

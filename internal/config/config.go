@@ -60,9 +60,9 @@ func AddFlags(f *pflag.FlagSet, names ...string) {
 
 func wanted(name string, names []string) bool { return len(names) == 0 || slices.Contains(names, name) }
 
-// Load reads the named settings, or all if none is named: from flags that were set, else from environ (lines KEY=VALUE),
-// else from the file, else their defaults. The error wraps ErrSetting and tells each setting that is wrong, where it came
-// from and what is allowed.
+// Load reads the named settings, or all if none is named: from flags that were set, else from environ (lines
+// KEY=VALUE), else from the file, else their defaults. The error wraps ErrSetting and tells each setting that is wrong,
+// where it came from and what is allowed.
 func Load(flags *pflag.FlagSet, environ []string, names ...string) (Config, error) {
 	env, err := environment(environ)
 	if err != nil {
@@ -109,8 +109,12 @@ func (c Config) check(names []string) error {
 		return fmt.Errorf("%w: store-cert and store-key belong together: set both or none", ErrSetting)
 	}
 	if len(c.Store) > 0 && len(c.StoreListen) > 0 {
-		return fmt.Errorf("%w: store-listen %s is for the embedded store, and store %s names one elsewhere: set one of the two",
-			ErrSetting, strings.Join(c.StoreListen, ","), strings.Join(c.Store, ","))
+		return fmt.Errorf(
+			"%w: store-listen %s is for the embedded store, and store %s names one elsewhere: set one of the two",
+			ErrSetting,
+			strings.Join(c.StoreListen, ","),
+			strings.Join(c.Store, ","),
+		)
 	}
 	for _, u := range slices.Concat(c.Store, c.StoreListen) {
 		if strings.HasPrefix(u, "https:") && (c.StoreCA == "" || c.StoreCert == "") {
@@ -120,8 +124,8 @@ func (c Config) check(names []string) error {
 	return nil
 }
 
-// environment returns the settings among environ by name. A NETDRIVER_ variable that is none is an error: most likely it
-// is misspelt.
+// environment returns the settings among environ by name. A NETDRIVER_ variable that is none is an error: most likely
+// it is misspelt.
 func environment(environ []string) (map[string]string, error) {
 	known := map[string]string{envPrefix + "CONFIG": configFlag}
 	var allowed []string

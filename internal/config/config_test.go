@@ -39,7 +39,8 @@ func TestOneHostNeedsNoSetting(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
-		Node: host, Cluster: "default", DataDir: "/var/lib/netdriver", SocketDir: "/run/docker/plugins", RunDir: "/run/netdriver",
+		Node: host, Cluster: "default", DataDir: "/var/lib/netdriver", SocketDir: "/run/docker/plugins",
+		RunDir:   "/run/netdriver",
 		LogLevel: slog.LevelInfo, LogFormat: "text", VXLANPort: 4789, DockerHost: "unix:///var/run/docker.sock",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -63,7 +64,15 @@ func TestAFlagWinsOverTheEnvironmentAndThatOverTheFile(t *testing.T) {
 	} {
 		got, err := load(t, c.args, c.environ, c.file)
 		if err != nil || got.Cluster != c.want {
-			t.Errorf("flag %v, environment %v, file %q: cluster %q, error %v; want %q", c.args, c.environ, c.file, got.Cluster, err, c.want)
+			t.Errorf(
+				"flag %v, environment %v, file %q: cluster %q, error %v; want %q",
+				c.args,
+				c.environ,
+				c.file,
+				got.Cluster,
+				err,
+				c.want,
+			)
 		}
 	}
 }
@@ -74,7 +83,8 @@ func TestAnEmptyValueOverridesTheDefault(t *testing.T) {
 		args, environ []string
 		file          string
 	}{
-		"flag": {args: []string{"--docker-host="}}, "environment": {environ: []string{"NETDRIVER_DOCKER_HOST="}}, "file": {file: "docker-host:"},
+		"flag": {args: []string{"--docker-host="}}, "environment": {environ: []string{"NETDRIVER_DOCKER_HOST="}},
+		"file": {file: "docker-host:"},
 	} {
 		if got, err := load(t, c.args, c.environ, c.file); err != nil || got.DockerHost != "" {
 			t.Errorf("%s: docker-host %q, error %v", what, got.DockerHost, err)
@@ -88,13 +98,16 @@ func TestEverySettingHasAFlagAVariableAndAKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	values := map[string]string{
-		"underlay": "eth0", "node": "n1", "cluster": "lab", "vxlan-port": "4790", "store": "https://192.0.2.1:2379", "store-ca": pem,
-		"store-cert": pem, "store-key": pem, "data-dir": "/d", "socket-dir": "/s", "run-dir": "/r", "docker-host": "tcp://h:1",
-		"metrics": ":9100", "log-level": "debug", "log-format": "json",
+		"underlay": "eth0", "node": "n1", "cluster": "lab", "vxlan-port": "4790", "store": "https://192.0.2.1:2379",
+		"store-ca":   pem,
+		"store-cert": pem, "store-key": pem, "data-dir": "/d", "socket-dir": "/s", "run-dir": "/r",
+		"docker-host": "tcp://h:1",
+		"metrics":     ":9100", "log-level": "debug", "log-format": "json",
 	}
 	want := Config{
 		Underlay: "eth0", Node: "n1", Cluster: "lab", Store: []string{"https://192.0.2.1:2379"}, StoreCA: pem, StoreCert: pem,
-		StoreKey: pem, DataDir: "/d", SocketDir: "/s", RunDir: "/r", Metrics: ":9100", LogLevel: slog.LevelDebug, LogFormat: "json",
+		StoreKey: pem, DataDir: "/d", SocketDir: "/s", RunDir: "/r", Metrics: ":9100", LogLevel: slog.LevelDebug,
+		LogFormat: "json",
 		VXLANPort: 4790, DockerHost: "tcp://h:1",
 	}
 	var args, environ, lines []string
@@ -198,7 +211,8 @@ func TestAFileThatIsNoListOfSettingsIsRefused(t *testing.T) {
 	}
 	f := pflag.NewFlagSet("run", pflag.ContinueOnError)
 	AddFlags(f)
-	if _, err := Load(f, []string{"NETDRIVER_CONFIG=/nowhere/c.yaml"}); err == nil || !strings.Contains(err.Error(), "/nowhere/c.yaml") {
+	if _, err := Load(f, []string{"NETDRIVER_CONFIG=/nowhere/c.yaml"}); err == nil ||
+		!strings.Contains(err.Error(), "/nowhere/c.yaml") {
 		t.Errorf("a named file that is missing: error %v", err)
 	}
 }

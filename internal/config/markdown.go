@@ -10,9 +10,10 @@ import (
 func Markdown() string {
 	var b strings.Builder
 	b.WriteString("# Configuration\n\n" +
-		"One host needs no setting. Each setting is a flag of `netdriver run`, an environment variable and a key of the YAML\n" +
-		"file given by `--config` or `NETDRIVER_CONFIG` (`" + DefaultFile + "` if that exists). A flag wins over the\n" +
-		"environment, the environment over the file, the file over the default. A name that is not in this table is an error.\n\n" +
+		"One host needs no setting. Each setting is a flag of `netdriver run`, an environment variable and a key of the\n" +
+		"YAML file given by `--config` or `NETDRIVER_CONFIG` (`" + DefaultFile + "` if that exists). A flag wins\n" +
+		"over the environment, the environment over the file, the file over the default. A name that is not in this table\n" +
+		"is an error.\n\n" +
 		"| flag | environment | default | what for | allowed |\n|---|---|---|---|---|\n")
 	for _, s := range table() {
 		shown := cmp.Or(s.shown, s.fallback, "none")

@@ -26,12 +26,14 @@ type Client struct {
 
 // NewClient returns a client of the socket at path. It connects with each request.
 func NewClient(path string) *Client {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", path) }
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}
 	return &Client{path, &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
-// Network returns the report on one network. Like those of all methods, the error wraps ErrNotRunning if nobody serves the
-// socket, or is the daemon's text.
+// Network returns the report on one network. Like those of all methods, the error wraps ErrNotRunning if nobody serves
+// the socket, or is the daemon's text.
 func (c *Client) Network(ctx context.Context, name string) (diag.NetworkReport, error) {
 	return get[diag.NetworkReport](ctx, c, "/v1/networks/"+url.PathEscape(name))
 }
@@ -74,7 +76,11 @@ func get[R any](ctx context.Context, c *Client, path string) (R, error) {
 		return r, errors.New(f.Error)
 	}
 	if err := json.Unmarshal(body, &r); err != nil {
-		return r, fmt.Errorf("the daemon's answer to %s cannot be read; is it of another version than this command? %w", path, err)
+		return r, fmt.Errorf(
+			"the daemon's answer to %s cannot be read; is it of another version than this command? %w",
+			path,
+			err,
+		)
 	}
 	return r, nil
 }

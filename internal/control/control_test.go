@@ -26,12 +26,14 @@ type reporter struct{}
 
 func network() diag.NetworkReport {
 	return diag.NetworkReport{
-		Schema: diag.Schema, Network: "my-net", Verdict: diag.Degraded, Reasons: []diag.Reason{{Verdict: diag.Degraded, Cause: "c", Place: "p", Remedy: "r"}},
-		Node: "node1", Member: true, Mode: store.ModeOverlay, VNI: 7, Port: 4789,
+		Schema: diag.Schema, Network: "my-net", Verdict: diag.Degraded,
+		Reasons: []diag.Reason{{Verdict: diag.Degraded, Cause: "c", Place: "p", Remedy: "r"}},
+		Node:    "node1", Member: true, Mode: store.ModeOverlay, VNI: 7, Port: 4789,
 		Subnets: []diag.Subnet{{Subnet: netip.MustParsePrefix("2001:db8::/64"), Usable: 1<<64 - 1, Used: 2}},
 		Peers:   []diag.Peer{{Node: "node1", Address: netip.MustParseAddr("192.0.2.1"), State: diag.StateLocal}},
 		Endpoints: []diag.Endpoint{{
-			ID: "e1", Node: "node1", Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::2")}, MAC: vxlan.MAC{2, 0, 0, 0, 0, 1}, SeenBy: -1,
+			ID: "e1", Node: "node1", Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::2")},
+			MAC: vxlan.MAC{2, 0, 0, 0, 0, 1}, SeenBy: -1,
 		}},
 		Data: diag.Data{Source: diag.SourceStore, Taken: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)},
 	}
@@ -55,7 +57,9 @@ func (reporter) Nodes(context.Context) (diag.NodesReport, error) {
 	return diag.NodesReport{Schema: diag.Schema, Nodes: []diag.Node{{Name: "node1"}}}, nil
 }
 
-func (reporter) Health(context.Context) diag.Health { return diag.Health{Schema: diag.Schema, Node: "node1"} }
+func (reporter) Health(context.Context) diag.Health {
+	return diag.Health{Schema: diag.Schema, Node: "node1"}
+}
 
 // serve serves a real socket until the test ends.
 func serve(t *testing.T) *Client {
@@ -148,7 +152,8 @@ func TestWithoutADaemonTheClientSaysHowToStartIt(t *testing.T) {
 	l.Close()
 	for what, path := range map[string]string{"missing": missing, "stale": stale} {
 		_, err := NewClient(path).Nodes(t.Context())
-		if !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "netdriver run") {
+		if !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), path) ||
+			!strings.Contains(err.Error(), "netdriver run") {
 			t.Errorf("%s socket: error %v", what, err)
 		}
 	}

@@ -41,15 +41,23 @@ type Server struct {
 // NewServer makes a Server of a Reporter.
 func NewServer(r Reporter, log *slog.Logger) *Server {
 	s := &Server{http.NewServeMux(), log}
-	handle(s, "/v1/networks", func(ctx context.Context, _ *http.Request) (diag.NetworksReport, error) { return r.Networks(ctx) })
+	handle(
+		s,
+		"/v1/networks",
+		func(ctx context.Context, _ *http.Request) (diag.NetworksReport, error) { return r.Networks(ctx) },
+	)
 	handle(s, "/v1/networks/{name}", func(ctx context.Context, req *http.Request) (diag.NetworkReport, error) {
 		return r.Network(ctx, req.PathValue("name"))
 	})
 	handle(s, "/v1/nodes", func(ctx context.Context, _ *http.Request) (diag.NodesReport, error) { return r.Nodes(ctx) })
 	handle(s, "/v1/health", func(ctx context.Context, _ *http.Request) (diag.Health, error) { return r.Health(ctx), nil })
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
-		s.write(w, http.StatusNotFound, failure{fmt.Sprintf("no report %s: there are GET /v1/networks, /v1/networks/NAME, /v1/nodes, /v1/health",
-			req.URL.Path)})
+		s.write(
+			w,
+			http.StatusNotFound,
+			failure{fmt.Sprintf("no report %s: there are GET /v1/networks, /v1/networks/NAME, /v1/nodes, /v1/health",
+				req.URL.Path)},
+		)
 	})
 	return s
 }

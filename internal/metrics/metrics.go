@@ -1,5 +1,5 @@
-// Package metrics counts what the daemon does and serves it to Prometheus, from a registry of its own. docs/metrics.md is
-// made from it.
+// Package metrics counts what the daemon does and serves it to Prometheus, from a registry of its own. docs/metrics.md
+// is made from it.
 package metrics
 
 import (
@@ -62,14 +62,17 @@ func New(src Sources) *Metrics {
 			Buckets: prometheus.ExponentialBuckets(.0005, 2, 16), // 0.5 ms to 16 s; a call ends after 25 s
 		}, []string{"method"}),
 		reconciles: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Namespace: namespace, Name: "reconcile_duration_seconds", Help: "How long it took to make the kernel as wanted, per network and pass.",
+			Namespace: namespace, Name: "reconcile_duration_seconds",
+			Help:    "How long it took to make the kernel as wanted, per network and pass.",
 			Buckets: prometheus.ExponentialBuckets(.0001, 4, 9), // 0.1 ms to 6.5 s
 		}, []string{"result"}),
 		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Namespace: namespace, Name: "kernel_operations_total", Help: "Changes made to the kernel while reconciling, by kind.",
+			Namespace: namespace, Name: "kernel_operations_total",
+			Help: "Changes made to the kernel while reconciling, by kind.",
 		}, []string{"kind"}),
 		lastSuccess: prometheus.NewGauge(prometheus.GaugeOpts{
-			Namespace: namespace, Name: "reconcile_last_success_timestamp_seconds", Help: "When a network was last found or made as wanted.",
+			Namespace: namespace, Name: "reconcile_last_success_timestamp_seconds",
+			Help: "When a network was last found or made as wanted.",
 		}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -109,9 +112,11 @@ func result(err error) string {
 // kind names a verb as a label.
 func kind(v dataplane.Verb) string {
 	names := map[dataplane.Verb]string{
-		dataplane.AddBridge: "add_bridge", dataplane.AddVXLAN: "add_vxlan", dataplane.AddPort: "add_port", dataplane.SetMaster: "set_master",
-		dataplane.SetFlags: "set_flags", dataplane.SetMTU: "set_mtu", dataplane.SetUp: "set_up", dataplane.PutFDB: "put_fdb",
-		dataplane.PutNeighbour: "put_neighbour", dataplane.DelFDB: "del_fdb", dataplane.DelNeighbour: "del_neighbour", dataplane.DelLink: "del_link",
+		dataplane.AddBridge: "add_bridge", dataplane.AddVXLAN: "add_vxlan", dataplane.AddPort: "add_port",
+		dataplane.SetMaster: "set_master",
+		dataplane.SetFlags:  "set_flags", dataplane.SetMTU: "set_mtu", dataplane.SetUp: "set_up", dataplane.PutFDB: "put_fdb",
+		dataplane.PutNeighbour: "put_neighbour", dataplane.DelFDB: "del_fdb", dataplane.DelNeighbour: "del_neighbour",
+		dataplane.DelLink: "del_link",
 	}
 	if name, ok := names[v]; ok {
 		return name
@@ -120,7 +125,9 @@ func kind(v dataplane.Verb) string {
 }
 
 // Handler serves the metrics.
-func (m *Metrics) Handler() http.Handler { return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}) }
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
 
 // Serve serves /metrics at addr until ctx ends; the error is nil then.
 func (m *Metrics) Serve(ctx context.Context, addr string, log *slog.Logger) error {
@@ -135,7 +142,11 @@ func (m *Metrics) Serve(ctx context.Context, addr string, log *slog.Logger) erro
 func (m *Metrics) serve(ctx context.Context, l net.Listener, log *slog.Logger) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.Handler())
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: headerTimeout, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	srv := &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: headerTimeout,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -34,8 +34,8 @@ func (counters) Counters() dataplane.Counters {
 	return dataplane.Counters{Reads: 11, Ops: 12, Failures: 13, Drift: 14}
 }
 
-// daemon is the metrics of a node1 that has a network web with one endpoint of its own and two of node2's, has seen some
-// calls, and knows a network that is elsewhere.
+// daemon is the metrics of a node1 that has a network web with one endpoint of its own and two of node2's, has seen
+// some calls, and knows a network that is elsewhere.
 func daemon(t *testing.T) (*Metrics, *store.Memory) {
 	t.Helper()
 	mem := store.NewMemory()
@@ -50,29 +50,49 @@ func daemon(t *testing.T) (*Metrics, *store.Memory) {
 	for i, node := range []string{"node1", "node2", "node2"} {
 		a := netip.AddrFrom4([4]byte{10, 10, 0, byte(i + 2)})
 		e := store.Endpoint{
-			ID: fmt.Sprintf("e%d", i), Network: "web", Node: node, IPv4: netip.PrefixFrom(a, 24), MAC: vxlan.MACFor(a), Phase: store.PhaseJoined,
+			ID: fmt.Sprintf(
+				"e%d",
+				i,
+			), Network: "web", Node: node, IPv4: netip.PrefixFrom(a, 24), MAC: vxlan.MACFor(a), Phase: store.PhaseJoined,
 		}
 		put(store.Put(store.EndpointKey("web", e.ID), store.Encode(e)),
 			store.Put(store.LeaseKey(subnet, a), store.Encode(store.Lease{Address: a, Kind: store.LeaseEndpoint, Node: node})))
 	}
-	for name, members := range map[string][]store.Member{"web": {{Node: "node1"}, {Node: "node2"}}, "other": {{Node: "node2"}}} {
+	members := map[string][]store.Member{"web": {{Node: "node1"}, {Node: "node2"}}, "other": {{Node: "node2"}}}
+	for name, members := range members {
 		put(store.Put(store.NetworkKey(name), store.Encode(store.Network{
 			Name: name, Mode: store.ModeOverlay, VNI: 7, Port: 4789, MTU: 1450, Members: members,
 		})))
 	}
 	put(store.Put(store.PoolKey(subnet), store.Encode(store.Pool{Subnet: subnet, Network: "web"})))
 	for i, name := range []string{"node1", "node2"} {
-		put(store.Put(store.NodeKey(name), store.Encode(store.Node{Name: name, ID: name, VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})})))
+		put(
+			store.Put(
+				store.NodeKey(name),
+				store.Encode(store.Node{Name: name, ID: name, VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})}),
+			),
+		)
 	}
 	put(store.PutAlive(store.AliveKey("node1"), []byte("node1")))
 	mirror := follow(t, mem)
-	put(store.Put(store.StatusKey("node1"), store.Encode(store.Status{Applied: map[string]int64{"web": mirror.Revision("web") - 2}})))
+	put(
+		store.Put(
+			store.StatusKey("node1"),
+			store.Encode(store.Status{Applied: map[string]int64{"web": mirror.Revision("web") - 2}}),
+		),
+	)
 	put(store.Put(store.StatusKey("node11"), store.Encode(store.Status{Applied: map[string]int64{"web": 1}})))
 
 	m := New(Sources{Store: mem, Mirror: mirror, Plane: counters{}, Node: "node1", Version: "v1.2.3"})
 	m.ObserveCall("NetworkDriver.Join", nil, 3*time.Millisecond)
 	m.ObserveCall("NetworkDriver.Join", errors.New("no"), time.Second)
-	m.ObserveReconciliation(driver.Reconciliation{Network: "web", Took: time.Millisecond, Ops: []dataplane.Op{{Verb: dataplane.PutFDB}, {Verb: dataplane.PutFDB}, {Verb: dataplane.AddPort}}})
+	m.ObserveReconciliation(
+		driver.Reconciliation{
+			Network: "web",
+			Took:    time.Millisecond,
+			Ops:     []dataplane.Op{{Verb: dataplane.PutFDB}, {Verb: dataplane.PutFDB}, {Verb: dataplane.AddPort}},
+		},
+	)
 	m.ObserveReconciliation(driver.Reconciliation{Network: "web", Took: time.Millisecond, Err: errors.New("no")})
 	return m, mem
 }
@@ -161,7 +181,8 @@ func TestAScrapeWorksWithoutTheStore(t *testing.T) {
 	mem.SetAvailable(false)
 	begin := time.Now()
 	got := scrape(t, m)
-	if !strings.Contains(got, "netdriver_store_up 0") || !strings.Contains(got, `netdriver_endpoints{network="web",place="remote"} 2`) {
+	if !strings.Contains(got, "netdriver_store_up 0") ||
+		!strings.Contains(got, `netdriver_endpoints{network="web",place="remote"} 2`) {
 		t.Errorf("store_up is not 0, or what the node knows is missing:\n%s", got)
 	}
 	if took := time.Since(begin); took > 3*time.Second {
@@ -225,12 +246,13 @@ func document(t *testing.T, m *Metrics) string {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	b.WriteString("# Metrics\n\n`netdriver run --metrics :9472` serves these at `/metrics`, besides those of the Go runtime (`go_…`) and the process\n" +
-		"(`process_…`). What needs the store is left out while it is away; `netdriver_store_up` is 0 then.\n\n" +
-		"| metric | type | labels | what |\n|---|---|---|---|\n")
+	b.WriteString("# Metrics\n\n`netdriver run --metrics :9472` serves these at `/metrics`, besides those of the Go runtime\n" +
+		"(`go_…`) and the process (`process_…`). What needs the store is left out while it is away;\n" +
+		"`netdriver_store_up` is 0 then.\n\n| metric | type | labels | what |\n|---|---|---|---|\n")
 	for _, f := range families {
 		if strings.HasPrefix(f.GetName(), namespace+"_") {
-			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), labels(f), f.GetHelp())
+			kind := strings.ToLower(f.GetType().String())
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), kind, labels(f), f.GetHelp())
 		}
 	}
 	return b.String()

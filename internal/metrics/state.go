@@ -29,13 +29,34 @@ func newState(src Sources) *state {
 		return prometheus.NewDesc(namespace+"_"+name, help, labels, nil)
 	}
 	return &state{
-		src:           src,
-		networks:      desc("networks", "Networks of the cluster, by whether this node has them (here, elsewhere).", "place"),
-		endpoints:     desc("endpoints", "Endpoints of the networks that this node has, by where they are (local, remote).", "network", "place"),
-		nodes:         desc("nodes", "Nodes of the cluster: known ones, and those of them whose daemon is connected to the store (alive).", "state"),
-		wanted:        desc("network_wanted_revision", "Revision of the store at which a network of this node last changed.", "network"),
-		applied:       desc("network_applied_revision", "Revision up to which this node's kernel agrees with a network's records, as published.", "network"),
-		lag:           desc("network_lag_revisions", "Wanted revision minus applied one: 0 in a network that is up to date.", "network"),
+		src:      src,
+		networks: desc("networks", "Networks of the cluster, by whether this node has them (here, elsewhere).", "place"),
+		endpoints: desc(
+			"endpoints",
+			"Endpoints of the networks that this node has, by where they are (local, remote).",
+			"network",
+			"place",
+		),
+		nodes: desc(
+			"nodes",
+			"Nodes of the cluster: known ones, and those of them whose daemon is connected to the store (alive).",
+			"state",
+		),
+		wanted: desc(
+			"network_wanted_revision",
+			"Revision of the store at which a network of this node last changed.",
+			"network",
+		),
+		applied: desc(
+			"network_applied_revision",
+			"Revision up to which this node's kernel agrees with a network's records, as published.",
+			"network",
+		),
+		lag: desc(
+			"network_lag_revisions",
+			"Wanted revision minus applied one: 0 in a network that is up to date.",
+			"network",
+		),
 		storeUp:       desc("store_up", "1 if the store answers, else 0."),
 		storeRevision: desc("store_revision", "The store's present revision."),
 		leases:        desc("pool_leases", "Leased addresses of a pool, reserved ones included.", "pool"),
@@ -49,7 +70,8 @@ func newState(src Sources) *state {
 // Describe implements prometheus.Collector.
 func (s *state) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		s.networks, s.endpoints, s.nodes, s.wanted, s.applied, s.lag, s.storeUp, s.storeRevision, s.leases, s.reads, s.runs, s.failures, s.drifts,
+		s.networks, s.endpoints, s.nodes, s.wanted, s.applied, s.lag, s.storeUp, s.storeRevision, s.leases, s.reads, s.runs,
+		s.failures, s.drifts,
 	} {
 		ch <- d
 	}
@@ -58,7 +80,10 @@ func (s *state) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (s *state) Collect(ch chan<- prometheus.Metric) {
 	c := s.src.Plane.Counters()
-	for d, v := range map[*prometheus.Desc]uint64{s.reads: c.Reads, s.runs: c.Ops, s.failures: c.Failures, s.drifts: c.Drift} {
+	totals := map[*prometheus.Desc]uint64{
+		s.reads: c.Reads, s.runs: c.Ops, s.failures: c.Failures, s.drifts: c.Drift,
+	}
+	for d, v := range totals {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
 	}
 	here, pools := s.records(ch)

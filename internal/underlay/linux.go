@@ -41,21 +41,6 @@ func Read() (Host, error) {
 	return h, nil
 }
 
-// Routes returns the destinations that this host has routes to, without the default routes: what a pool must not overlap.
-func Routes() ([]netip.Prefix, error) {
-	routes, err := mainRoutes()
-	if err != nil {
-		return nil, err
-	}
-	var out []netip.Prefix
-	for _, r := range routes {
-		if p, ok := prefixOf(r.Dst); ok && !isDefault(r) && !p.Addr().IsLinkLocalUnicast() && !p.Addr().IsMulticast() {
-			out = append(out, p)
-		}
-	}
-	return out, nil
-}
-
 func addresses(l netlink.Link) ([]netip.Prefix, error) {
 	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {

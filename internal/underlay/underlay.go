@@ -74,6 +74,7 @@ func (h Host) byAddress(a netip.Addr) (Underlay, error) {
 }
 
 func (h Host) automatic() (Underlay, error) {
+	loopback := func(i Interface) bool { return i.Loopback && i.Up && len(i.Addrs) > 0 }
 	real := func(i Interface) bool { return i.Up && !i.Loopback && !i.Virtual && usable(i).IsValid() }
 	routed := func(i Interface) bool { return i.Name == h.DefaultRoute && i.Up && usable(i).IsValid() }
 	for _, good := range []func(Interface) bool{routed, real} {
@@ -81,9 +82,12 @@ func (h Host) automatic() (Underlay, error) {
 			return h.of(h.Interfaces[n], "")
 		}
 	}
-	if n := slices.IndexFunc(h.Interfaces, func(i Interface) bool { return i.Loopback && i.Up && len(i.Addrs) > 0 }); n >= 0 {
-		return h.of(h.Interfaces[n], "no interface with a global address: using the loopback, which no other host can reach; "+
-			"choose another with --underlay")
+	if n := slices.IndexFunc(h.Interfaces, loopback); n >= 0 {
+		return h.of(
+			h.Interfaces[n],
+			"no interface with a global address: using the loopback, which no other host can reach; "+
+				"choose another with --underlay",
+		)
 	}
 	return Underlay{}, h.fail("no interface is up and has an address")
 }

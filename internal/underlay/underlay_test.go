@@ -25,7 +25,8 @@ func host() Host {
 	down.Up = false
 	return Host{
 		Interfaces: []Interface{
-			lo, docker, iface("eth0", 1500, "fe80::1/64", "2001:db8::1/64", "192.0.2.1/24"), iface("eth1", 9000, "198.51.100.1/24"),
+			lo, docker, iface("eth0", 1500, "fe80::1/64", "2001:db8::1/64", "192.0.2.1/24"),
+			iface("eth1", 9000, "198.51.100.1/24"),
 			down, iface("eth3", 1500, "2001:db8:3::1/64"),
 		},
 		DefaultRoute: "eth1",
@@ -44,7 +45,8 @@ func TestAnUnderlayIsNamedByAddressOrInterface(t *testing.T) {
 		"lo":              {VTEP: netip.MustParseAddr("127.0.0.1"), Device: "lo", MTU: 65536},
 	} {
 		got, err := host().Choose(want)
-		if diff := cmp.Diff(expect, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); err != nil || diff != "" {
+		if diff := cmp.Diff(expect, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); err != nil ||
+			diff != "" {
 			t.Errorf("%s: error %v (-want +got):\n%s", want, err, diff)
 		}
 	}
@@ -82,13 +84,15 @@ func TestAnUnderlayThatIsNotThereIsRefusedWithWhatTheHostHas(t *testing.T) {
 			t.Errorf("%s: error %v does not wrap ErrUnderlay", want, err)
 			continue
 		}
-		for _, w := range []string{reason, "this host has", "eth0 2001:db8::1/64 192.0.2.1/24 mtu 1500", "eth2 192.0.2.9/24 mtu 1500 (down)"} {
+		eth0, eth2 := "eth0 2001:db8::1/64 192.0.2.1/24 mtu 1500", "eth2 192.0.2.9/24 mtu 1500 (down)"
+		for _, w := range []string{reason, "this host has", eth0, eth2} {
 			if !strings.Contains(err.Error(), w) {
 				t.Errorf("error %q does not say %q", err, w)
 			}
 		}
 	}
-	if _, err := (Host{}).Choose(""); !errors.Is(err, ErrUnderlay) || !strings.Contains(err.Error(), "no interface with an address") {
+	if _, err := (Host{}).Choose(""); !errors.Is(err, ErrUnderlay) ||
+		!strings.Contains(err.Error(), "no interface with an address") {
 		t.Errorf("a host without interfaces: error %v", err)
 	}
 }

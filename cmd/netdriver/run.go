@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/driver"
+	"github.com/netdriver/netdriver/internal/config"
+	"github.com/netdriver/netdriver/internal/control"
+	"github.com/netdriver/netdriver/internal/engine"
+	"github.com/netdriver/netdriver/internal/metrics"
+	"github.com/netdriver/netdriver/internal/plugin"
+	"github.com/netdriver/netdriver/internal/underlay"
+	"github.com/netdriver/netdriver/ipam"
+	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/store/etcd"
+)
+
+const (
+	// pluginSocket is the file by whose name Docker knows the plugin: -d custom-overlay.
+	pluginSocket = "custom-overlay.sock"
+	// embedTimeout is what the embedded store may take to answer: its log may have to be replayed from a slow disk.
+	embedTimeout = time.Minute
+)
+
+// serve is the daemon. What can be wrong on this host is found out before anything is served; a store elsewhere may be
+// away. It ends without error when ctx ends, and leaves the kernel's networks in place.
+func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
+	lock, err := lockRunDir(cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	id, err := nodeID(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	under, err := findUnderlay(cfg.Underlay, log)
+	if err != nil {
+		return err
+	}
+	node := store.Node{
+		Name: cfg.Node, ID: id, VTEP: under.VTEP, UnderlayMTU: under.MTU, Version: version(), Started: time.Now().UTC(),
+	}
+	truth, err := openTruth(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer truth.close(log)
+	kernel, err := dataplane.OpenLinux(dataplane.LinuxConfig{RunDir: cfg.RunDir, Log: log})
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	parts, err := assemble(cfg, node, under.Device, truth, kernel, log)
+	if err != nil {
+		return err
+	}
+	log.Info(
+		"netdriver starts",
+		"version",
+		node.Version,
+		"node",
+		node.Name,
+		"vtep",
+		node.VTEP,
+		"underlay",
+		under.Device,
+		"mtu",
+		under.MTU,
+	)
+	err = runAll(ctx, parts)
+	log.Info("netdriver ends; networks and containers stay", "error", err)
+	return err
+}
+
+func findUnderlay(want string, log *slog.Logger) (underlay.Underlay, error) {
+	host, err := underlay.Read()
+	if err != nil {
+		return underlay.Underlay{}, err
+	}
+	u, err := host.Choose(want)
+	if u.Warning != "" {
+		log.Warn(u.Warning)
+	}
+	return u, err
+}
+
+// part is something that runs until its context ends.
+type part struct {
+	name string
+	run  func(context.Context) error
+}
+
+// runAll runs all parts. The first one that fails ends the others.
+func runAll(ctx context.Context, parts []part) error {
+	g, running := errgroup.WithContext(ctx)
+	for _, p := range parts {
+		g.Go(func() error {
+			if err := p.run(running); err != nil && running.Err() == nil {
+				return fmt.Errorf("%s: %w", p.name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// assemble makes the daemon's parts of one another.
+func assemble(
+	cfg config.Config, node store.Node, device string, truth *truth, kernel dataplane.Kernel, log *slog.Logger,
+) ([]part, error) {
+	s := truth.client
+	mirror := store.NewMirror(s, log)
+	plane := dataplane.NewPlane(kernel, log)
+	meter := metrics.New(metrics.Sources{Store: s, Mirror: mirror, Plane: plane, Node: node.Name, Version: node.Version})
+	leases := ipam.New(ipam.Config{Store: s, Node: node.Name, Routes: ipam.HostRoutes, Log: log, Now: time.Now})
+	docker, err := openDocker(cfg.DockerHost)
+	if err != nil {
+		return nil, err
+	}
+	d := driver.New(driver.Config{
+		Store: s, Mirror: mirror, Plane: plane, Node: node, Underlay: device, Port: cfg.VXLANPort, Docker: docker,
+		Leases: leases,
+		Log:    log, Observe: meter.ObserveReconciliation,
+	})
+	diagnosis := diag.New(diag.Sources{Store: s, Mirror: mirror, Plane: plane, Driver: d, Node: node})
+	doors := plugin.New(
+		plugin.Config{Methods: append(d.Methods(), leases.Methods()...), Log: log, Observe: meter.ObserveCall},
+	)
+	parts := []part{
+		{"store", truth.run},
+		{"mirror", mirror.Run},
+		{"data plane", plane.Run},
+		{"ipam", leases.Run},
+		{"driver", d.Run},
+		{"local socket", func(ctx context.Context) error {
+			return control.NewServer(diagnosis, log).Serve(ctx, control.SocketPath(cfg.RunDir))
+		}},
+		{"plugin", func(ctx context.Context) error { return doors.Serve(ctx, filepath.Join(cfg.SocketDir, pluginSocket)) }},
+	}
+	if cfg.Metrics != "" {
+		parts = append(parts, part{"metrics", func(ctx context.Context) error { return meter.Serve(ctx, cfg.Metrics, log) }})
+	}
+	return parts, nil
+}
+
+// openDocker returns the engine at host, or nil if it is not to be asked.
+func openDocker(host string) (driver.Docker, error) {
+	if host == "" {
+		return nil, nil
+	}
+	return engine.Open(host)
+}
+
+// truth is the store: a client, and the server if it is the embedded one.
+type truth struct {
+	client *etcd.Client
+	server *etcd.Server
+}
+
+// openTruth starts the embedded store, or prepares to use one elsewhere, which need not answer yet.
+func openTruth(ctx context.Context, cfg config.Config, log *slog.Logger) (*truth, error) {
+	t := &truth{}
+	dial := etcd.Config{Endpoints: cfg.Store, Cluster: cfg.Cluster, Log: log}
+	var err error
+	if len(cfg.Store) == 0 {
+		starting, cancel := context.WithTimeout(ctx, embedTimeout)
+		defer cancel()
+		t.server, err = etcd.Embed(starting, etcd.EmbedConfig{
+			DataDir: cfg.DataDir, RunDir: cfg.RunDir, Listen: cfg.StoreListen, Cert: cfg.StoreCert, Key: cfg.StoreKey,
+			CA: cfg.StoreCA, Log: log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		dial.Endpoints = []string{t.server.Endpoint()}
+	} else if cfg.StoreCA != "" {
+		if dial.TLS, err = etcd.ClientTLS(cfg.StoreCA, cfg.StoreCert, cfg.StoreKey); err != nil {
+			return nil, err
+		}
+	}
+	if t.client, err = etcd.Dial(dial); err != nil {
+		t.close(log)
+		return nil, err
+	}
+	return t, nil
+}
+
+// run waits for the embedded store to fail, which a daemon cannot survive.
+func (t *truth) run(ctx context.Context) error {
+	if t.server == nil {
+		<-ctx.Done()
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-t.server.Failed():
+		return errors.Join(errors.New("the embedded store has stopped"), err)
+	}
+}
+
+func (t *truth) close(log *slog.Logger) {
+	if t.client != nil {
+		if err := t.client.Close(); err != nil {
+			log.Warn("cannot close the store's client", "error", err)
+		}
+	}
+	if t.server != nil {
+		t.server.Close()
+	}
+}

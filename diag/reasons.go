@@ -1,0 +1,114 @@
+package diag
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// reason makes a Reason; format and args are its cause.
+func reason(v Verdict, place, remedy, format string, args ...any) Reason {
+	return Reason{Verdict: v, Cause: fmt.Sprintf(format, args...), Place: place, Remedy: remedy}
+}
+
+// reasons are all that is wrong with a network: this node first, then the others, then the cluster's records.
+func (f facts) reasons(r NetworkReport) []Reason {
+	out := []Reason{}
+	if f.err != nil {
+		out = append(out, reason(Degraded, f.me.Name,
+			"check that the store runs and can be reached from here; existing traffic goes on, new containers must wait",
+			"the store cannot be asked: %v; this is what the node knew last, other nodes' state is unknown", f.err))
+	}
+	out = append(out, f.aboutKernel(r)...)
+	for _, p := range r.Peers {
+		out = append(out, f.aboutPeer(r, p)...)
+	}
+	for _, s := range r.Subnets {
+		if s.Used+s.Reserved >= s.Usable {
+			out = append(out, reason(Degraded, s.Subnet.String(), "remove containers, or make a network with a larger subnet",
+				"subnet %s is full: %d of %d addresses are in use", s.Subnet, s.Used+s.Reserved, s.Usable))
+		}
+	}
+	return append(out, f.aboutRecords()...)
+}
+
+// unread is the reason when no record is known.
+func unread(node string, err error) Reason {
+	return reason(Unknown, node,
+		"check that the store runs and can be reached from here; existing traffic goes on meanwhile",
+		"the cluster's records have not been read since this daemon started: %v", err)
+}
+
+func (f facts) aboutKernel(r NetworkReport) []Reason {
+	var out []Reason
+	if f.problem != nil {
+		out = append(out, reason(Failed, f.me.Name,
+			"remove the cause named here; it is tried again within 30 s", "%v", f.problem))
+	}
+	switch {
+	case !r.Member:
+	case f.planErr != nil:
+		out = append(out, reason(Unknown, f.me.Name, "try again; see the daemon's log",
+			"the kernel could not be compared with the records: %v", f.planErr))
+	case len(f.plan) > 0 && f.problem == nil:
+		out = append(out, reason(Degraded, f.me.Name, "it is repaired within 30 s; if this stays, see the daemon's log",
+			"the kernel differs from the records in %s, first: %s", count(len(f.plan), "place"), f.plan[0]))
+	}
+	return out
+}
+
+func (f facts) aboutPeer(r NetworkReport, p Peer) []Reason {
+	place, look := p.Node, fmt.Sprintf("see its `netdriver inspect %s` and its daemon's log", r.Network)
+	if p.Address.IsValid() {
+		place = fmt.Sprintf("%s (%s)", p.Node, p.Address)
+	}
+	var out []Reason
+	switch p.State {
+	case StateDown:
+		out = append(out, reason(Degraded, place,
+			"start its host or its `netdriver run`; if they run, check its way to the store",
+			"%s is not connected to the store; its %s may be unreachable", p.Node, count(p.Endpoints, "endpoint")))
+	case StateBehind:
+		out = append(out, reason(Degraded, place, look,
+			"%s has applied revision %d of %d: it may not know the newest endpoints", p.Node, p.Applied, r.Revision.Wanted))
+	}
+	if p.Problem != "" && p.Node != f.me.Name {
+		out = append(out, reason(Degraded, place, look, "%s reports: %s", p.Node, p.Problem))
+	}
+	need := r.MTU.MTU + vxlan.Overhead(p.Address)
+	if p.Address.IsValid() && p.UnderlayMTU > 0 && p.UnderlayMTU < need {
+		remedy := fmt.Sprintf("raise the MTU of its underlay to %d, or create the network anew with --opt mtu=%d",
+			need, p.UnderlayMTU-vxlan.Overhead(p.Address))
+		out = append(out, reason(Degraded, place, remedy,
+			"%s has an underlay MTU of %d, packets of this network need %d", p.Node, p.UnderlayMTU, need))
+	}
+	return out
+}
+
+// aboutRecords tells of this network's and its members' records that cannot be read.
+func (f facts) aboutRecords() []Reason {
+	var out []Reason
+	for _, key := range slices.Sorted(maps.Keys(f.bad)) {
+		mine := strings.HasPrefix(key, store.NetworkEndpoints(f.network.Name)) || key == store.NetworkKey(f.network.Name)
+		for _, n := range members(f.network.Network) {
+			mine = mine || key == store.NodeKey(n) || key == store.StatusKey(n)
+		}
+		if mine {
+			out = append(out, reason(Degraded, key,
+				"upgrade netdriver on this node if another one runs a later version; else the record is damaged", "%v", f.bad[key]))
+		}
+	}
+	return out
+}
+
+// count writes a number with its noun.
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
