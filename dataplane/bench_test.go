@@ -28,7 +28,7 @@ func manyRemote(extra ...int) Network {
 	return n.peer("192.0.2.20", extra...).network()
 }
 
-// BenchmarkProgram compares one Run for 10,000 remote endpoints with one call per entry, in turns; ratio is ours/theirs.
+// BenchmarkProgram compares one Run for 10,000 remote endpoints with a call per entry, in turns; ratio is ours/theirs.
 func BenchmarkProgram(b *testing.B) {
 	h := newHost(b)
 	empty := newTestNet("192.0.2.1").local(1).network()

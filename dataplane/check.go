@@ -68,7 +68,8 @@ func (n Network) checkPorts() error {
 		}
 		if i > 0 && PortName(n.Ports[i-1].Endpoint) == PortName(p.Endpoint) {
 			return fmt.Errorf("endpoints %s and %s begin with the same %d characters, so that both devices would be %s; "+
-				"remove one of the containers and start it again", n.Ports[i-1].Endpoint, p.Endpoint, idInName, PortName(p.Endpoint))
+				"remove one of the containers and start it again",
+				n.Ports[i-1].Endpoint, p.Endpoint, idInName, PortName(p.Endpoint))
 		}
 	}
 	return nil

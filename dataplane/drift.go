@@ -17,6 +17,8 @@ const (
 	// settleTime is how long events are collected before a network counts as drifted: one `ip link del` causes many,
 	// and our own operations pass through states that contradict what is wanted.
 	settleTime = 10 * time.Millisecond
+	// maxPostponed bounds, in settleTimes, how long a stream of events can put the judgement off.
+	maxPostponed = 20
 	// maxReceipts are kept per network; one repair makes at most repairReceipts of them, so that a device that was
 	// deleted with its 10,000 entries does not push out everything else.
 	maxReceipts    = 32
@@ -61,6 +63,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	}
 	suspected := map[vxlan.VNI]bool{} // to be judged when settle fires
 	var settle <-chan time.Time
+	postponed := 0
 	var queue []vxlan.VNI // to be sent
 	for {
 		if settle == nil && len(suspected) > 0 {
@@ -79,6 +82,11 @@ func (p *Plane) Run(ctx context.Context) error {
 			queue = enqueue(queue, p.notice(e, suspected))
 		case <-settle:
 			settle = nil
+			// What waits unread may be the very news that all is well again. In a flood of events we stop waiting for it.
+			if postponed++; len(events) > 0 && postponed < maxPostponed {
+				continue
+			}
+			postponed = 0
 			queue = enqueue(queue, p.judge(suspected))
 		case out <- next:
 			queue = queue[1:]
@@ -157,28 +165,29 @@ func (p *Plane) markAll() []vxlan.VNI {
 	return slices.Sorted(maps.Keys(all))
 }
 
-// judge returns the suspected networks that have drifted. One that is being applied is judged later: what it is about
-// to become is not decided yet.
+// judge returns the suspected networks that have drifted. One that is being applied, or was a moment ago, is judged
+// later: the events of our own operations may not all be in.
 func (p *Plane) judge(suspected map[vxlan.VNI]bool) []vxlan.VNI {
 	var drifted []vxlan.VNI
 	for v := range suspected {
 		n := p.find(v)
-		if n != nil && !n.applying.TryLock() {
-			continue
+		switch {
+		case n == nil:
+			delete(suspected, v)
+		case n.applying.TryLock():
+			if time.Since(n.ran) >= settleTime {
+				delete(suspected, v)
+				if n.verdict() {
+					drifted = append(drifted, v)
+				}
+			}
+			n.applying.Unlock()
 		}
-		delete(suspected, v)
-		if n == nil {
-			continue
-		}
-		if n.verdict() {
-			drifted = append(drifted, v)
-		}
-		n.applying.Unlock()
 	}
 	return drifted
 }
 
-// verdict says whether what was last heard of some object still contradicts what is wanted, and marks the network if so.
+// verdict says whether what was last heard of anything still contradicts what is wanted, and marks the network if so.
 func (n *network) verdict() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -198,10 +207,10 @@ func (n *Network) contradicts(e Event) bool {
 	}
 	switch {
 	case e.Device != "":
-		want, wanted := n.device(e.Device)
+		want := n.device(e.Device)
 		switch {
-		case e.Deleted || !wanted:
-			return e.Deleted == wanted
+		case e.Deleted || want == nil:
+			return e.Deleted == (want != nil)
 		case e.FlagsOnly:
 			return want.enslaved && !e.Enslaved
 		}
@@ -217,22 +226,22 @@ func (n *Network) contradicts(e Event) bool {
 	return found == e.Deleted
 }
 
-// device returns what is wanted of a device of the network.
-func (n *Network) device(name string) (link, bool) {
+// device returns what is wanted of a device of the network, nil if it is not wanted.
+func (n *Network) device(name string) *link {
 	switch name {
 	case BridgeName(n.VNI):
-		return link{n.Bridge.MTU, n.Bridge.Up, false}, n.Bridge.Present
+		return n.Bridge.link()
 	case VXLANName(n.VNI):
-		return link{n.VXLAN.MTU, n.VXLAN.Up, n.VXLAN.Enslaved}, n.VXLAN.Present
+		return n.VXLAN.link()
 	}
 	// Ports are sorted by endpoint id, and so by the beginning of it that the name has.
 	i, found := slices.BinarySearchFunc(n.Ports, name, func(p Port, name string) int {
 		return strings.Compare(PortName(p.Endpoint), name)
 	})
 	if !found {
-		return link{}, false
+		return nil
 	}
-	return link{n.Ports[i].MTU, n.Ports[i].Up, n.Ports[i].Enslaved}, true
+	return n.Ports[i].link()
 }
 
 // receipt remembers and logs a repair.

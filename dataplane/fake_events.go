@@ -120,14 +120,14 @@ type devices map[string]link
 
 func devicesOf(n Network) devices {
 	d := devices{}
-	if n.Bridge.Present {
-		d[BridgeName(n.VNI)] = link{n.Bridge.MTU, n.Bridge.Up, false}
+	if l := n.Bridge.link(); l != nil {
+		d[BridgeName(n.VNI)] = *l
 	}
-	if n.VXLAN.Present {
-		d[VXLANName(n.VNI)] = link{n.VXLAN.MTU, n.VXLAN.Up, n.VXLAN.Enslaved}
+	if l := n.VXLAN.link(); l != nil {
+		d[VXLANName(n.VNI)] = *l
 	}
 	for _, p := range n.Ports {
-		d[PortName(p.Endpoint)] = link{p.MTU, p.Up, p.Enslaved}
+		d[PortName(p.Endpoint)] = *p.link()
 	}
 	return d
 }

@@ -75,7 +75,8 @@ func nameTaken(o Op) error {
 		return fmt.Errorf("%w: a device %s is there, made for another endpoint whose id begins with the same %d characters; "+
 			"remove that container or start this one again", ErrNameTaken, o.Device, idInName)
 	}
-	return fmt.Errorf("%w: a device %s that is not this network's is in netdriver's namespace; remove it", ErrNameTaken, o.Device)
+	return fmt.Errorf("%w: a device %s that is not this network's is in netdriver's namespace; remove it",
+		ErrNameTaken, o.Device)
 }
 
 // failedDevices are the devices that could not be made in one Run, by name: what depends on them is left out, so that

@@ -163,11 +163,13 @@ func TestKernelRefuses(t *testing.T) {
 		{"a second bridge of that name", at(AddBridge), ErrNameTaken},
 		{"a second VXLAN device of that name", at(AddVXLAN), ErrNameTaken},
 		{"a second port of that name", at(AddPort), ErrNameTaken},
-		{"an endpoint whose id begins like another's", off(at(AddPort), func(o *Op) { o.Endpoint = o.Endpoint[:63] + "f" }), ErrNameTaken},
+		{"an endpoint whose id begins like another's",
+			off(at(AddPort), func(o *Op) { o.Endpoint = o.Endpoint[:63] + "f" }), ErrNameTaken},
 		{"an MTU out of range", off(at(SetUp), func(o *Op) { o.Verb, o.MTU = SetMTU, 20 }), unix.EINVAL},
 		{"a long name", off(at(AddBridge), func(o *Op) { o.Device = "ndb4567890123456" }), unix.ERANGE},
 		{"bringing up what is not there", Op{Verb: SetUp, VNI: 5, Device: "ndb5"}, unix.ENODEV},
-		{"an entry on what is not there", Op{Verb: PutNeighbour, VNI: 5, Device: "ndb5", Address: endpointIP(1)}, unix.ENODEV},
+		{"an entry on what is not there",
+			Op{Verb: PutNeighbour, VNI: 5, Device: "ndb5", Address: endpointIP(1)}, unix.ENODEV},
 	}
 	kernels(t, func(t *testing.T, k Kernel) {
 		if err := k.Run(t.Context(), make); err != nil {
@@ -282,8 +284,8 @@ func TestOurNamespaceForwardsNothingAndHasNoAddress(t *testing.T) {
 	}
 	h.in(t, "echo 1 > /proc/sys/net/ipv4/ip_forward")
 	h.open(t) // checks the settings again
-	got := h.in(t, "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; ip -o addr | grep -v ' lo '; "+
-		"cat /proc/sys/net/bridge/bridge-nf-call-* 2>/dev/null | grep 1; true")
+	got := h.in(t, "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; "+
+		"ip -o addr | grep -v ' lo '; cat /proc/sys/net/bridge/bridge-nf-call-* 2>/dev/null | grep 1; true")
 	if got != "0\n0\n" {
 		t.Errorf("forwarding, addresses or bridge netfilter in our namespace:\n%s", got)
 	}

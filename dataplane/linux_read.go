@@ -214,7 +214,8 @@ func (r *reader) addDevice(d device, o owner) error {
 		if err != nil {
 			return err
 		}
-		n.VXLAN = VXLAN{Present: true, Local: d.local, Underlay: underlay, Port: d.port, MTU: d.mtu, Up: d.up, Enslaved: enslaved}
+		n.VXLAN = VXLAN{Present: true, Local: d.local, Underlay: underlay, Port: d.port,
+			MTU: d.mtu, Up: d.up, Enslaved: enslaved}
 	}
 	return nil
 }

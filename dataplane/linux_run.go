@@ -254,7 +254,8 @@ func (r *run) find(op Op, device string) (int32, error) {
 		return 0, fmt.Errorf("find device %s: %w", device, err)
 	}
 	if o, ours := ownerOf(device, l.alias); !ours || o.vni != op.VNI {
-		return 0, fmt.Errorf("%w: device %s in netdriver's namespace is not of VNI %d; remove it", ErrNameTaken, device, op.VNI)
+		return 0, fmt.Errorf("%w: device %s in netdriver's namespace is not of VNI %d; remove it",
+			ErrNameTaken, device, op.VNI)
 	}
 	r.index[device] = l.index
 	return l.index, nil

@@ -8,8 +8,8 @@ import (
 	"github.com/netdriver/netdriver/vxlan"
 )
 
-// The devices' name prefixes. With a VNI in hexadecimal (6 digits at most) or the first ten characters of an endpoint id
-// every name stays within the kernel's 15 bytes (IFNAMSIZ in linux/if.h is 16 with the terminating zero).
+// The devices' name prefixes. With a VNI in hexadecimal (6 digits at most) or the first ten characters of an endpoint
+// id every name stays within the kernel's 15 bytes (IFNAMSIZ in linux/if.h is 16 with the terminating zero).
 const (
 	bridgePrefix = "ndb"
 	vxlanPrefix  = "ndx"
@@ -38,9 +38,9 @@ func ContainerEnd(endpoint string) string {
 	return endPrefix + endpoint[:min(len(endpoint), idInName)]
 }
 
-// bridgeMAC is a network's bridge's own address: locally administered, "ND" and the VNI. It appears in no frame, since the
-// bridge has no IP address, but it must be chosen: else the bridge takes its lowest port's address, and each change, with
-// any container that comes or goes, makes the kernel flush all neighbours of the bridge, permanent ones included
+// bridgeMAC is a network's bridge's own address: locally administered, "ND" and the VNI. It appears in no frame, since
+// the bridge has no IP address, but it must be chosen: else the bridge takes its lowest port's address, and each
+// change, with any container that comes or goes, makes the kernel flush all its neighbours, permanent ones included
 // (net/bridge/br_stp_if.c br_stp_recalculate_bridge_id; net/ipv4/arp.c NETDEV_CHANGEADDR).
 func bridgeMAC(v vxlan.VNI) vxlan.MAC {
 	return vxlan.MAC{0x02, 'N', 'D', byte(v >> 16), byte(v >> 8), byte(v)}
@@ -48,8 +48,8 @@ func bridgeMAC(v vxlan.VNI) vxlan.MAC {
 
 func networkAlias(network string) string { return networkWord + network }
 
-// portAlias holds all that a fresh daemon cannot see on the device itself: a port that was torn off its bridge, or whose
-// bridge is gone, still says which network it belongs to.
+// portAlias holds all that a fresh daemon cannot see on the device itself: a port that was torn off its bridge, or
+// whose bridge is gone, still says which network it belongs to.
 func portAlias(endpoint, network string, v vxlan.VNI) string {
 	return fmt.Sprintf("%s%s network %s vni %d", endpointWord, endpoint, network, v)
 }

@@ -54,7 +54,8 @@ func (o Op) String() string {
 		return fmt.Sprintf("ip link add %s address %s mtu %d type bridge mcast_snooping 0 vlan_default_pvid 0%s",
 			o.Device, bridgeMAC(o.VNI), o.MTU, o.thenAlias())
 	case AddVXLAN:
-		return fmt.Sprintf("ip -n host link add %s netns netdriver mtu %d type vxlan id %d dstport %d local %s dev %s nolearning%s",
+		return fmt.Sprintf("ip -n host link add %s netns netdriver mtu %d"+
+			" type vxlan id %d dstport %d local %s dev %s nolearning%s",
 			o.Device, o.MTU, o.VNI, o.UDPPort, o.Local, o.Underlay, o.thenAlias())
 	case AddPort:
 		return fmt.Sprintf("ip link add %s mtu %d type veth peer name %s address %s mtu %d netns host%s",

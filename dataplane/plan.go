@@ -1,15 +1,14 @@
 package dataplane
 
 import (
-	"cmp"
 	"slices"
 
 	"github.com/netdriver/netdriver/vxlan"
 )
 
-// plan returns the operations that lead from have to want, which must have passed Network.Check. Devices come before the
-// entries on them and additions before removals, so that traffic between endpoints that stay is never interrupted. The
-// exception is a VXLAN device whose identity differs (its address, UDP port or underlay): the kernel cannot change
+// plan returns the operations that lead from have to want, which must have passed Network.Check. Devices come before
+// the entries on them and additions before removals, so that traffic between endpoints that stay is never interrupted.
+// The exception is a VXLAN device whose identity differs (its address, UDP port or underlay): the kernel cannot change
 // these, and two devices with one VNI and port cannot exist, so it goes first and all on it is made again.
 func plan(have, want Network) []Op {
 	p := planner{have: have, want: settled(have, want)}
@@ -46,7 +45,7 @@ type planner struct {
 	ops, dels  []Op
 }
 
-// goesAnyway says whether an entry that is there needs no removal of its own, since its device or bridge is gone or goes.
+// goesAnyway says whether an entry that is there needs no removal of its own: its device or bridge is gone, or goes.
 func (p *planner) goesAnyway(e FDBEntry) bool {
 	if !e.VTEP.IsValid() && !(p.have.Bridge.Present && p.want.Bridge.Present) {
 		return true
@@ -54,7 +53,7 @@ func (p *planner) goesAnyway(e FDBEntry) bool {
 	if e.Port == "" {
 		return !p.have.VXLAN.Present || !p.want.VXLAN.Present || p.remakesVXLAN()
 	}
-	_, wanted := slices.BinarySearchFunc(p.want.Ports, e.Port, func(q Port, id string) int { return cmp.Compare(q.Endpoint, id) })
+	_, wanted := slices.BinarySearchFunc(p.want.Ports, Port{Endpoint: e.Port}, comparePorts)
 	return !wanted
 }
 
@@ -75,66 +74,76 @@ func (p *planner) on(v Verb, device, endpoint string) Op {
 }
 
 func (p *planner) bridge() {
-	have, want := p.have.Bridge, p.want.Bridge
 	op := p.on(AddBridge, "", "")
 	op.Device = BridgeName(op.VNI)
-	if !want.Present {
-		if have.Present {
-			p.remove(op)
-		}
-		return
-	}
-	if !have.Present {
-		op.MTU = want.MTU
-		p.ops = append(p.ops, op)
-		have = Bridge{MTU: want.MTU}
-	}
-	p.set(op, link{have.MTU, have.Up, true}, link{want.MTU, want.Up, true})
+	p.device(op, p.have.Bridge.link(), p.want.Bridge.link())
 }
 
 func (p *planner) vxlan() {
-	have, want := p.have.VXLAN, p.want.VXLAN
-	op := p.on(AddVXLAN, "", "")
+	op, have, want := p.on(AddVXLAN, "", ""), p.have.VXLAN, p.want.VXLAN
 	op.Device = VXLANName(op.VNI)
-	if !want.Present {
-		if have.Present {
-			p.remove(op)
-		}
-		return
-	}
-	op.Local, op.Underlay, op.UDPPort = want.Local, want.Underlay, want.Port
 	if p.remakesVXLAN() {
 		p.ops = append(p.ops, p.on(DelLink, op.Device, ""))
 		have.Present = false
 	}
-	if !have.Present {
-		op.MTU = want.MTU
-		p.ops = append(p.ops, op)
-		have = VXLAN{MTU: want.MTU}
-	}
-	p.set(op, link{have.MTU, have.Up, have.Enslaved}, link{want.MTU, want.Up, want.Enslaved})
+	op.Local, op.Underlay, op.UDPPort = want.Local, want.Underlay, want.Port
+	p.device(op, have.link(), want.link())
 }
 
 func (p *planner) ports() {
 	merge(p.have.Ports, p.want.Ports, comparePorts, func(have, want *Port) {
 		if want == nil {
-			p.remove(p.on(DelLink, PortName(have.Endpoint), have.Endpoint))
+			p.device(p.on(0, PortName(have.Endpoint), have.Endpoint), have.link(), nil)
 			return
 		}
 		op := p.on(AddPort, PortName(want.Endpoint), want.Endpoint)
-		if have == nil {
-			op.MTU, op.MAC = want.MTU, want.MAC
-			p.ops = append(p.ops, op)
-			have = &Port{MTU: want.MTU}
-		}
-		p.set(op, link{have.MTU, have.Up, have.Enslaved}, link{want.MTU, want.Up, want.Enslaved})
+		op.MAC = want.MAC
+		p.device(op, have.link(), want.link())
 	})
 }
 
-// link is the part that all devices have in common.
+// link is the part that all devices have in common; a device that is not there has none.
 type link struct {
 	mtu          int
 	up, enslaved bool
+}
+
+func (b Bridge) link() *link {
+	if !b.Present {
+		return nil
+	}
+	return &link{b.MTU, b.Up, false}
+}
+
+func (x VXLAN) link() *link {
+	if !x.Present {
+		return nil
+	}
+	return &link{x.MTU, x.Up, x.Enslaved}
+}
+
+func (p *Port) link() *link {
+	if p == nil {
+		return nil
+	}
+	return &link{p.MTU, p.Up, p.Enslaved}
+}
+
+// device plans what leads from have to want; add is the operation that makes the device. Removals are reversed in the
+// end, so that ports go first and the bridge last.
+func (p *planner) device(add Op, have, want *link) {
+	if want == nil {
+		if have != nil {
+			p.dels = append(p.dels, p.on(DelLink, add.Device, add.Endpoint))
+		}
+		return
+	}
+	if have == nil {
+		add.MTU = want.mtu
+		p.ops = append(p.ops, add)
+		have = &link{mtu: want.mtu}
+	}
+	p.set(add, *have, *want)
 }
 
 // set plans what brings a device that is there from have to want. The flags follow the enslaving, since the kernel
@@ -158,9 +167,6 @@ func (p *planner) set(dev Op, have, want link) {
 		add(SetUp)
 	}
 }
-
-// remove plans the removal of a device. plan reverses these, so that ports go first and the bridge last.
-func (p *planner) remove(dev Op) { p.dels = append(p.dels, p.on(DelLink, dev.Device, dev.Endpoint)) }
 
 // entries plans the forwarding and neighbour entries. Their removals come before those of devices.
 func (p *planner) entries() {

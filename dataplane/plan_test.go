@@ -50,7 +50,8 @@ func newTestNet(local string) *testNet {
 
 func (n *testNet) local(ids ...int) *testNet {
 	for _, i := range ids {
-		n.Ports = append(n.Ports, Port{Endpoint: endpointID(i), MAC: endpointMAC(i), MTU: n.Bridge.MTU, Up: true, Enslaved: true})
+		n.Ports = append(n.Ports,
+			Port{Endpoint: endpointID(i), MAC: endpointMAC(i), MTU: n.Bridge.MTU, Up: true, Enslaved: true})
 		n.FDB = append(n.FDB, FDBEntry{MAC: endpointMAC(i), Port: endpointID(i)})
 		n.neighbour(i)
 	}
@@ -212,7 +213,8 @@ func disturb(t *rapid.T, f *Fake, n Network) {
 	case 1:
 		op.Verb, op.Device = DelLink, BridgeName(n.VNI)
 	case 2:
-		op = Op{Verb: PutFDB, VNI: n.VNI, Device: VXLANName(n.VNI), MAC: endpointMAC(3), VTEP: netip.MustParseAddr("192.0.2.77")}
+		op.Verb, op.Device = PutFDB, VXLANName(n.VNI)
+		op.MAC, op.VTEP = endpointMAC(3), netip.MustParseAddr("192.0.2.77")
 	case 3:
 		if len(n.Neighbours) > 0 {
 			op = Op{Verb: DelNeighbour, VNI: n.VNI, Device: BridgeName(n.VNI), Address: n.Neighbours[0].Address}
@@ -250,7 +252,9 @@ func TestImpossibleNetworksAreRefused(t *testing.T) {
 		}, "begin with the same 10 characters"},
 		{"no VNI", func(n *Network) { n.VNI = 0 }, "VNI 0"},
 		{"no bridge", func(n *Network) { n.Bridge = Bridge{} }, "without a bridge"},
-		{"entry on no port", func(n *Network) { n.FDB = append(n.FDB, FDBEntry{MAC: endpointMAC(9), Port: "x"}) }, "has no port"},
+		{"entry on no port", func(n *Network) {
+			n.FDB = append(n.FDB, FDBEntry{MAC: endpointMAC(9), Port: "x"})
+		}, "has no port"},
 		{"MAC twice", func(n *Network) {
 			n.FDB = append(n.FDB, FDBEntry{MAC: endpointMAC(3), VTEP: netip.MustParseAddr("192.0.2.3")})
 		}, "in two places"},

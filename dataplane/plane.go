@@ -27,12 +27,13 @@ type Plane struct {
 
 // network is what a Plane knows of one network.
 type network struct {
-	// applying is held while the kernel is read or changed; it guards have, fresh and achieved.
+	// applying is held while the kernel is read or changed; it guards what follows.
 	applying sync.Mutex
 	have     Network
-	fresh    bool // have is what the kernel has
-	achieved bool // the last Apply succeeded: a difference from what it wanted is somebody else's doing
-	gone     bool // removed: whoever waited for applying looks the network up again
+	fresh    bool      // have is what the kernel has
+	achieved bool      // the last Apply succeeded: a difference from what it wanted is somebody else's doing
+	ran      time.Time // when operations were run last
+	gone     bool      // removed: whoever waited for applying looks the network up again
 
 	// mu is held for moments only, never during a call to the kernel; it guards the rest.
 	mu       sync.Mutex
@@ -115,6 +116,7 @@ func common(a, b []Op) []Op {
 func (p *Plane) run(ctx context.Context, n *network, ops []Op) error {
 	p.counts.ops.Add(uint64(len(ops)))
 	err := p.kernel.Run(ctx, ops)
+	n.ran = time.Now()
 	if err != nil {
 		p.counts.failures.Add(1)
 		n.fresh = false

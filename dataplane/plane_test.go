@@ -19,8 +19,7 @@ import (
 	"github.com/netdriver/netdriver/vxlan"
 )
 
-// follow runs the plane and applies want again whenever the network has drifted, as the driver does. It returns when the
-// plane listens.
+// follow runs the plane and applies want again whenever the network has drifted, as the driver does.
 func follow(t *testing.T, p *Plane, want Network) {
 	t.Helper()
 	background(t, p.Run)
@@ -57,13 +56,17 @@ func TestWhatOthersChangeIsRepairedWithinASecond(t *testing.T) {
 	// In each command B, X, P, M stand for bridge, VXLAN device, a port and a remote MAC.
 	tests := []struct{ do, repair string }{
 		{"bridge fdb del M dev X dst 192.0.2.2 self", "bridge fdb replace M dev X dst 192.0.2.2 self permanent"},
-		{"bridge fdb replace M dev X dst 192.0.2.66 self permanent", "bridge fdb replace M dev X dst 192.0.2.2 self permanent"},
-		{"bridge fdb add 02:00:00:00:00:66 dev X dst 192.0.2.66 self permanent", "bridge fdb del 02:00:00:00:00:66 dev X dst 192.0.2.66 self"},
+		{"bridge fdb replace M dev X dst 192.0.2.66 self permanent",
+			"bridge fdb replace M dev X dst 192.0.2.2 self permanent"},
+		{"bridge fdb add 02:00:00:00:00:66 dev X dst 192.0.2.66 self permanent",
+			"bridge fdb del 02:00:00:00:00:66 dev X dst 192.0.2.66 self"},
 		{"bridge fdb del M dev X master", "bridge fdb replace M dev X master static"},
 		{"bridge fdb replace M dev X master dynamic", "bridge fdb replace M dev X master static"},
 		{"bridge fdb replace M dev P master static", "bridge fdb replace M dev X master static"},
-		{"bridge fdb del 00:00:00:00:00:00 dev X dst 192.0.2.2 self", "bridge fdb append 00:00:00:00:00:00 dev X dst 192.0.2.2 self permanent"},
-		{"bridge fdb append 00:00:00:00:00:00 dev X dst 192.0.2.66 self", "bridge fdb del 00:00:00:00:00:00 dev X dst 192.0.2.66 self"},
+		{"bridge fdb del 00:00:00:00:00:00 dev X dst 192.0.2.2 self",
+			"bridge fdb append 00:00:00:00:00:00 dev X dst 192.0.2.2 self permanent"},
+		{"bridge fdb append 00:00:00:00:00:00 dev X dst 192.0.2.66 self",
+			"bridge fdb del 00:00:00:00:00:00 dev X dst 192.0.2.66 self"},
 		{"ip neigh del 10.0.0.3 dev B", "ip neigh replace 10.0.0.3 lladdr M dev B nud permanent"},
 		{"ip neigh replace 10.0.0.3 lladdr M dev B nud stale", "ip neigh replace 10.0.0.3 lladdr M dev B nud permanent"},
 		{"ip neigh replace 10.0.0.66 lladdr M dev B nud permanent", "ip neigh del 10.0.0.66 dev B"},

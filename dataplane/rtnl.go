@@ -184,8 +184,9 @@ func newSocket() (*socket, error) {
 
 func (s *socket) close() error { return unix.Close(s.fd) }
 
-// exchange sends the messages that write appends to its buffer, numbered from first, and calls got for every reply until
-// the last message is answered by an acknowledgement, an error or the end of a dump. write returns the last number.
+// exchange sends the messages that write appends to its buffer, numbered from first, and calls got for every reply
+// until the last message is answered by an acknowledgement, an error or the end of a dump. write returns the last
+// number.
 func (s *socket) exchange(write func(first uint32) (b []byte, last uint32), got func(reply)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

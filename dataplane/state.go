@@ -11,8 +11,8 @@ import (
 	"github.com/netdriver/netdriver/vxlan"
 )
 
-// Network is one overlay network as this node's namespace holds it, or should hold it. Its slices are sorted and have no
-// duplicates, so that two equal networks compare equal. What is not there is zero: the zero Network is "nothing".
+// Network is one overlay network as this node's namespace holds it, or should hold it. Its slices are sorted and have
+// no duplicates, so that two equal networks compare equal. What is not there is zero: the zero Network is "nothing".
 type Network struct {
 	// Name is the cluster network's name; it is kept in the devices' aliases.
 	Name string
@@ -37,7 +37,7 @@ type Bridge struct {
 	Up  bool
 }
 
-// VXLAN is a network's VXLAN device: learning off, made in the host's namespace so that its socket stays on the underlay.
+// VXLAN is a network's VXLAN device: learning off, its socket in the host's namespace, where the underlay is.
 type VXLAN struct {
 	Present bool
 	// Local is the VTEP address of this node, Underlay the name of the device that has it, Port the UDP port.

@@ -31,7 +31,7 @@ func newPair(t *testing.T, underlayMTU int, vteps ...string) *pair {
 	t.Helper()
 	p := &pair{a: &host{path: newNamespace(t), runDir: t.TempDir()}, b: &host{path: newNamespace(t), runDir: t.TempDir()},
 		vteps: [2]netip.Addr{netip.MustParseAddr(vteps[0]), netip.MustParseAddr(vteps[1])}, c: map[int]string{}}
-	p.a.sh(t, fmt.Sprintf("ip link add eth0 mtu %d type veth peer name eth0 mtu %d netns %s", underlayMTU, underlayMTU, p.b.path))
+	p.a.sh(t, fmt.Sprintf("ip link add eth0 mtu %d type veth peer name eth0 mtu %[1]d netns %s", underlayMTU, p.b.path))
 	for i, h := range []*host{p.a, p.b} {
 		nodad, bits := "", 24
 		if p.vteps[i].Is6() {
@@ -72,8 +72,8 @@ func (p *pair) attach(t *testing.T, h *host, i int) {
 	t.Helper()
 	p.c[i] = newNamespace(t)
 	h.sh(t, fmt.Sprintf("ip link set %s netns %s name eth0", ContainerEnd(endpointID(i)), p.c[i]))
-	shell(t, p.c[i], fmt.Sprintf("ip addr add %s/24 dev eth0 && ip link set eth0 up && ip addr add %s/64 dev eth0 nodad && "+
-		"ip route add 224.0.0.0/4 dev eth0", endpointIP(i), insideIP6(i)))
+	shell(t, p.c[i], fmt.Sprintf("ip addr add %s/24 dev eth0 && ip link set eth0 up && "+
+		"ip addr add %s/64 dev eth0 nodad && ip route add 224.0.0.0/4 dev eth0", endpointIP(i), insideIP6(i)))
 }
 
 func (p *pair) ping(t *testing.T, from int, to netip.Addr) {
