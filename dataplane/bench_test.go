@@ -87,11 +87,15 @@ func oneByOne(ops []Op) error {
 	return nil
 }
 
-// BenchmarkAttach adds and removes one local endpoint among 10,000 remote ones, through the plane.
+// BenchmarkAttach adds and removes one local endpoint through the plane, alone and among 10,000 remote ones.
 func BenchmarkAttach(b *testing.B) {
+	b.Run("alone", func(b *testing.B) { attach(b, newTestNet("192.0.2.1").local(1).network()) })
+	b.Run("among-10000", func(b *testing.B) { attach(b, manyRemote()) })
+}
+
+func attach(b *testing.B, without Network) {
 	h := newHost(b)
 	p := NewPlane(h.kernel, quiet())
-	without := manyRemote()
 	with := newTestNet("192.0.2.1").local(2)
 	with.Ports = append(with.Ports, without.Ports...)
 	with.FDB = append(with.FDB, without.FDB...)

@@ -75,13 +75,24 @@ func (n Network) checkPorts() error {
 	return nil
 }
 
+// remoteTwice says whether the MAC of entry i is behind the VXLAN device a second time. The order makes that cheap to
+// find: a second VTEP is next to the first, and the bridge's entry on the VXLAN device has nothing but the MAC.
+func (n Network) remoteTwice(i int) bool {
+	e := n.FDB[i]
+	if e.Port != "" {
+		_, found := slices.BinarySearchFunc(n.FDB, FDBEntry{MAC: e.MAC}, compareFDB)
+		return found
+	}
+	return i > 0 && n.FDB[i-1].MAC == e.MAC && n.FDB[i-1].VTEP.IsValid()
+}
+
 func (n Network) checkEntries() error {
 	ports := make(map[string]bool, len(n.Ports))
 	for _, p := range n.Ports {
 		ports[p.Endpoint] = true
 	}
-	place := make(map[fdbKey]bool, len(n.FDB))
-	for _, e := range n.FDB {
+	local := make(map[vxlan.MAC]bool, len(n.Ports))
+	for i, e := range n.FDB {
 		switch {
 		case e.Port != "" && !ports[e.Port]:
 			return fmt.Errorf("MAC %s on endpoint %s, which has no port", e.MAC, e.Port)
@@ -93,10 +104,12 @@ func (n Network) checkEntries() error {
 			return fmt.Errorf("VTEP %s of MAC %s is not of the same IP version as our own %s", e.VTEP, e.MAC, n.VXLAN.Local)
 		case e.MAC.IsZero() && !e.VTEP.IsValid():
 			return errors.New("zero MAC in the bridge's table")
-		case !e.MAC.IsZero() && place[keyOf(e)]:
+		case !e.MAC.IsZero() && (local[e.MAC] || n.remoteTwice(i)):
 			return fmt.Errorf("MAC %s is in two places", e.MAC)
 		}
-		place[keyOf(e)] = true
+		if e.Port != "" {
+			local[e.MAC] = true
+		}
 	}
 	if i := len(n.Neighbours) - 1; i >= 0 && n.Neighbours[i].Address.Is6() && n.Bridge.MTU < vxlan.MinMTU6 {
 		// Sorted: IPv4 comes first. The kernel takes IPv6 off a device with less (net/ipv6/addrconf.c).

@@ -258,6 +258,12 @@ func TestImpossibleNetworksAreRefused(t *testing.T) {
 		{"MAC twice", func(n *Network) {
 			n.FDB = append(n.FDB, FDBEntry{MAC: endpointMAC(3), VTEP: netip.MustParseAddr("192.0.2.3")})
 		}, "in two places"},
+		{"MAC here and there", func(n *Network) {
+			n.FDB = append(n.FDB, FDBEntry{MAC: endpointMAC(1)})
+		}, "in two places"},
+		{"MAC on two ports", func(n *Network) {
+			n.FDB = append(n.FDB, FDBEntry{MAC: endpointMAC(1), Port: endpointID(2)})
+		}, "in two places"},
 		{"IP versions mixed", func(n *Network) {
 			n.FDB = append(n.FDB, FDBEntry{VTEP: netip.MustParseAddr("2001:db8::1")})
 		}, "same IP version"},
