@@ -159,17 +159,15 @@ func (s *Service) claimAddress(ctx context.Context, r request) (netip.Addr, erro
 	return r.address, err
 }
 
-// claimHeld grants an address that has a lease to its holder, who asks again: an --aux-address to every node, and without
-// MAC (the replay of a restarted engine) an address of this node. A new container, which has a MAC, gets only what no
-// endpoint has, since its later release would free the endpoint's lease.
+// claimHeld grants an address that has a lease to its holder, who asks again: an --aux-address to every node; an address of
+// this node to the same MAC, or without MAC, as a restarted engine asks. Another container gets it only if no endpoint
+// came of the earlier request.
 func (s *Service) claimHeld(ctx context.Context, r request, l store.Lease, kv store.KV) error {
 	own := l.Kind == store.LeaseEndpoint && l.Node == s.cfg.Node
 	switch {
-	case r.mac.IsZero() && (own || l.Kind == store.LeaseAux):
+	case r.mac.IsZero() && (own || l.Kind == store.LeaseAux), own && l.MAC == r.mac && l.Endpoint != "":
 		return nil
-	case !own || l.Endpoint != "":
-		return heldError(l)
-	case l.MAC != r.mac && s.cfg.Now().Sub(l.Created) < starting:
+	case !own, l.Endpoint != "", l.MAC != r.mac && s.cfg.Now().Sub(l.Created) < starting:
 		return heldError(l)
 	}
 	renewed := s.lease(l.Address, l.Kind, r)

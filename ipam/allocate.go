@@ -21,8 +21,8 @@ func (s *Service) allocate(ctx context.Context, r request) (netip.Addr, error) {
 		if !ok {
 			return s.allocateLast(ctx, r)
 		}
-		revision, err := s.write(ctx, r, a)
-		v.settle(a, revision)
+		h, err := s.write(ctx, r, a)
+		v.settle(a, h)
 		if err == nil {
 			return a, nil
 		}
@@ -40,11 +40,17 @@ func (s *Service) allocate(ctx context.Context, r request) (netip.Addr, error) {
 
 // write makes the lease of a chosen address and moves the pool's cursor, so that no node gives this address out again
 // before it has gone round.
-func (s *Service) write(ctx context.Context, r request, a netip.Addr) (int64, error) {
-	key := store.LeaseKey(r.Subnet, a)
-	conds := []store.Cond{store.Exists(store.PoolKey(r.Subnet)), store.Absent(key)}
-	return s.cfg.Store.Commit(ctx, conds, store.Put(key, store.Encode(s.lease(a, store.LeaseEndpoint, r))),
-		store.Put(store.CursorKey(r.Subnet), []byte(a.String())))
+func (s *Service) write(ctx context.Context, r request, a netip.Addr) (holding, error) {
+	l := s.lease(a, store.LeaseEndpoint, r)
+	kv := store.KV{Key: store.LeaseKey(r.Subnet, a), Value: store.Encode(l)}
+	conds := []store.Cond{store.Exists(store.PoolKey(r.Subnet)), store.Absent(kv.Key)}
+	revision, err := s.cfg.Store.Commit(ctx, conds,
+		store.Put(kv.Key, kv.Value), store.Put(store.CursorKey(r.Subnet), []byte(a.String())))
+	if err != nil {
+		return holding{}, err
+	}
+	kv.Created, kv.Modified = revision, revision
+	return holding{l, kv}, nil
 }
 
 // allocateLast allocates from what the store itself says, since the view knows of no free address and may be behind.

@@ -27,9 +27,9 @@ type view struct {
 	used *addrSet
 	// own are the leases of this node.
 	own map[netip.Addr]holding
-	// taken are the addresses that calls of this process have chosen, with the revision that wrote the lease, 0 until it is
-	// written; the watch takes over from there.
-	taken map[netip.Addr]int64
+	// taken are the addresses that calls of this process have chosen, with the lease once it is written; the watch takes
+	// over from there.
+	taken map[netip.Addr]holding
 	// cursor is the address that was allocated last, by any node, and the revision that says so.
 	cursor   netip.Addr
 	cursorAt int64
@@ -41,6 +41,9 @@ type holding struct {
 	kv    store.KV
 }
 
+// written says whether the lease is in the store.
+func (h holding) written() bool { return h.kv.Modified > 0 }
+
 func newView(subnet netip.Prefix, node string, log *slog.Logger) *view {
 	return &view{
 		subnet:     subnet,
@@ -51,7 +54,7 @@ func newView(subnet netip.Prefix, node string, log *slog.Logger) *view {
 		gone:       make(chan struct{}),
 		used:       newAddrSet(subnet),
 		own:        make(map[netip.Addr]holding),
-		taken:      make(map[netip.Addr]int64),
+		taken:      make(map[netip.Addr]holding),
 	}
 }
 
@@ -120,7 +123,7 @@ func (v *view) apply(b store.Batch) {
 		}
 		v.set(a, e)
 	}
-	maps.DeleteFunc(v.taken, func(_ netip.Addr, at int64) bool { return at > 0 && (b.Reset || at <= b.Revision) })
+	maps.DeleteFunc(v.taken, func(_ netip.Addr, h holding) bool { return h.written() && (b.Reset || h.kv.Modified <= b.Revision) })
 }
 
 // set makes what one event says true. A lease that cannot be read is in use all the same. The caller holds the lock.
@@ -156,7 +159,7 @@ func (v *view) take(r netip.Prefix, after netip.Addr) (netip.Addr, bool) {
 			return a, false
 		}
 		if _, busy := v.taken[a]; !busy {
-			v.taken[a] = 0
+			v.taken[a] = holding{}
 			v.cursor = a
 			return a, true
 		}
@@ -165,15 +168,15 @@ func (v *view) take(r netip.Prefix, after netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// settle ends take: the lease of a was written with that revision, or not at all if it is 0.
-func (v *view) settle(a netip.Addr, revision int64) {
+// settle ends take: the lease of a was written as h says, or not at all.
+func (v *view) settle(a netip.Addr, h holding) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if revision == 0 {
-		delete(v.taken, a)
+	if h.written() {
+		v.taken[a] = h
 		return
 	}
-	v.taken[a] = revision
+	delete(v.taken, a)
 }
 
 // moveTo moves the cursor, unless something later was known.
@@ -199,6 +202,11 @@ func (v *view) owned() []holding {
 	hs := make([]holding, 0, len(v.own))
 	for _, h := range v.own {
 		hs = append(hs, h)
+	}
+	for a, h := range v.taken {
+		if _, seen := v.own[a]; !seen && h.written() {
+			hs = append(hs, h)
+		}
 	}
 	return hs
 }
