@@ -31,7 +31,7 @@ func (f *fakeNode) Receipts(vxlan.VNI) []dataplane.Receipt               { retur
 func (f *fakeNode) Diff(context.Context, string) ([]string, error)       { return f.plan, f.planErr }
 func (f *fakeNode) Problems() map[string]error                           { return f.problems }
 
-// cluster is a store with a network my-net on three nodes, seen from node1.
+// testCluster is a store with a network my-net on three nodes, seen from node1.
 type testCluster struct {
 	t        *testing.T
 	mem      *store.Memory
@@ -187,6 +187,7 @@ func TestANodeIsNotAliveByAnotherOnesConnection(t *testing.T) {
 }
 
 func TestANodeThatHasNotAppliedTheNewestEndpointIsBehindAndDoesNotSeeIt(t *testing.T) {
+	t.Parallel() // it waits
 	c := newCluster(t)
 	e := endpointRecord(9, 1)
 	rev := c.put(store.Put(store.EndpointKey("my-net", e.ID), store.Encode(e)))
@@ -201,6 +202,7 @@ func TestANodeThatHasNotAppliedTheNewestEndpointIsBehindAndDoesNotSeeIt(t *testi
 }
 
 func TestANodeThatIsAboutToSayWhatItAppliedIsNotCalledBehind(t *testing.T) {
+	t.Parallel() // it waits
 	c := newCluster(t)
 	e := endpointRecord(9, 1)
 	rev := c.put(store.Put(store.EndpointKey("my-net", e.ID), store.Encode(e)))
@@ -273,6 +275,7 @@ func TestARecordOfALaterVersionIsAReason(t *testing.T) {
 }
 
 func TestWithoutTheStoreTheMirrorAnswersInTime(t *testing.T) {
+	t.Parallel() // it waits
 	c := newCluster(t)
 	c.mem.SetAvailable(false)
 	begin := time.Now()
@@ -292,6 +295,7 @@ func TestWithoutTheStoreTheMirrorAnswersInTime(t *testing.T) {
 
 // A daemon that was restarted while the store is away knows its devices only.
 func TestWithoutStoreAndMirrorTheKernelAnswers(t *testing.T) {
+	t.Parallel() // it waits
 	c := newCluster(t)
 	c.mem.SetAvailable(false)
 	c.node.present = []dataplane.Network{
@@ -347,6 +351,7 @@ func TestNetworksAndNodesAreSummarised(t *testing.T) {
 }
 
 func TestHealthTellsWhetherTheStoreAnswers(t *testing.T) {
+	t.Parallel() // it waits
 	c := newCluster(t)
 	if h := c.d.Health(t.Context()); h.Store != "" || h.Node != "node1" {
 		t.Errorf("health %+v", h)

@@ -78,7 +78,7 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		under.MTU,
 	)
 	err = runAll(ctx, parts)
-	log.Info("netdriver ends; networks and containers stay", "error", err)
+	log.Info("netdriver ends; networks and containers stay")
 	return err
 }
 

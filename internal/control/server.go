@@ -22,6 +22,8 @@ const (
 	// store, more with very many networks.
 	headerTimeout = 5 * time.Second
 	reportTimeout = 20 * time.Second
+	// maxPath is the longest path of a unix socket in bytes: sun_path has 108 with the final zero (man 7 unix).
+	maxPath = 107
 )
 
 // Reporter makes the reports; *diag.Diagnosis is the real one.
@@ -100,6 +102,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.Serve
 // Serve answers on a unix socket that only root can use, until ctx ends; the error is nil then. It replaces what is at
 // path: the caller holds the run directory's lock, so no other daemon serves there.
 func (s *Server) Serve(ctx context.Context, path string) error {
+	if len(path) > maxPath {
+		return fmt.Errorf("local socket: the path %s has %d bytes, the kernel allows %d; choose a shorter --run-dir",
+			path, len(path), maxPath)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("local socket: %w", err)
 	}
