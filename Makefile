@@ -1,7 +1,6 @@
 # Lists its targets: make help
 .DEFAULT_GOAL := help
 
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # The race detector needs a C compiler.
 RACE := $(shell command -v gcc >/dev/null && echo -race)
 # A regular expression for the names of the end-to-end tests to run.
@@ -17,14 +16,14 @@ deps: ## install the Debian packages that the demo and the tests need (root)
 	@script/deps
 
 .PHONY: build
-build: ## build bin/netdriver, one static program
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/netdriver ./cmd/netdriver
+build: ## build bin/netdriver, one static program; its version comes from git
+	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags '-s -w' -o bin/netdriver ./cmd/netdriver
 
 .PHONY: demo
 demo: ## two Docker hosts on this machine, one network over both (root)
 	@script/deps demo
 	@$(MAKE) --no-print-directory build
-	@go build -o bin/demo ./test/demo
+	@CGO_ENABLED=0 go build -trimpath -o bin/demo ./test/demo
 	@bin/demo --binary bin/netdriver
 
 .PHONY: test
