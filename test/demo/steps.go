@@ -119,7 +119,7 @@ func (h *hosts) reach(ctx context.Context) error {
 		if _, err := h.exec(ctx, from, "docker", "exec", "web", "ping", "-c", "2", "-W", "2", addr); err != nil {
 			return err
 		}
-		page, err := h.exec(ctx, from, "docker", "exec", "web", "wget", "-q", "-T", "5", "-O", "-", "http://"+addr+"/")
+		page, err := h.exec(ctx, from, "docker", "exec", "web", "timeout", "5", "wget", "-q", "-O", "-", "http://"+addr+"/")
 		if err != nil {
 			return err
 		}

@@ -72,8 +72,7 @@ func refused(t *testing.T, n *lab.Node, args ...string) string {
 	return err.Error()
 }
 
-// httpGet asks a web server for / from a node itself, not from a container. It needs nothing but bash; Debian's
-// static busybox wget crashes on a host with glibc's name services.
+// httpGet asks a web server for / from a node itself, not from a container. It needs nothing but bash.
 func httpGet(t *testing.T, n *lab.Node, host string, port int) (string, error) {
 	t.Helper()
 	const script = `exec 3<>"/dev/tcp/$0/$1" && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && timeout 5 cat <&3`

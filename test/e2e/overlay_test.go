@@ -67,7 +67,8 @@ func fetch(t *testing.T, n *lab.Node, container, addr string) string {
 	if strings.Contains(addr, ":") {
 		addr = "[" + addr + "]"
 	}
-	return docker(t, n, "exec", container, "wget", "-q", "-T", "5", "-O", "-", "http://"+addr+"/")
+	// The -T of Debian 12's static busybox wget crashes.
+	return docker(t, n, "exec", container, "timeout", "5", "wget", "-q", "-O", "-", "http://"+addr+"/")
 }
 
 // atEnd runs a docker command after the test; it fails the test when it fails and nothing else did. What is gone
