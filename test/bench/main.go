@@ -31,6 +31,9 @@ func benchmarks() []benchmark {
 	return []benchmark{
 		{"datapath", dataPath},
 		{"program", programming},
+		{"attach", attaching},
+		{"propagate", propagating},
+		{"memory", memory},
 	}
 }
 

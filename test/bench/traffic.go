@@ -164,8 +164,10 @@ func softirqTime() (total time.Duration, err error) {
 }
 
 // requestResponse sends one byte over TCP and waits for one back, count times, and returns how long each took, in
-// microseconds.
-func requestResponse(from, to *host, addr netip.Addr, count int) (sample, error) {
+// microseconds. The client is on CPU 0, the server on CPU serverCPU: on the same one the time is that of the packets' way
+// and of switching between two threads, on another one half of it is waking that CPU up, which has nothing to do with the
+// network.
+func requestResponse(from, to *host, addr netip.Addr, count, serverCPU int) (sample, error) {
 	client, server, err := connected(from, to, addr)
 	if err != nil {
 		return nil, err
@@ -173,7 +175,7 @@ func requestResponse(from, to *host, addr netip.Addr, count int) (sample, error)
 	defer unix.Close(client)
 	defer unix.Close(server)
 	times := make(sample, count)
-	answers := onCPU(1, func() error {
+	answers := onCPU(serverCPU, func() error {
 		b := make([]byte, 1)
 		for range count {
 			if err := errors.Join(exactly(again(unix.Read, server, b)), exactly(again(unix.Write, server, b))); err != nil {

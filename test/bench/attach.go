@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/netdriver/netdriver/test/e2e/lab"
+)
+
+// attached is the number of endpoints that are made on one node, one after the other.
+const attached = 300
+
+// attaching measures how long the daemon takes for the calls that Docker makes when a container starts, from sending each
+// to having its answer: with the embedded etcd, its transactions on disk, and the kernel's devices made.
+func attaching(ctx context.Context, b *bench) ([]Result, error) {
+	return withCluster(ctx, b, 1, func(l *lab.Lab) ([]Result, error) {
+		e := engineOf(l.Nodes[0])
+		defer e.close()
+		n, err := e.createNetwork(ctx, "bench", "10.8.0.0/16")
+		if err != nil {
+			return nil, err
+		}
+		var address, attach sample
+		for i := range attached {
+			id, mac := newID(), newMAC()
+			start := time.Now()
+			a, err := n.requestAddress(ctx, mac)
+			if err != nil {
+				return nil, fmt.Errorf("endpoint %d: %w", i+1, err)
+			}
+			asked := time.Now()
+			if err := n.createEndpoint(ctx, id, a, mac); err != nil {
+				return nil, fmt.Errorf("endpoint %d: %w", i+1, err)
+			}
+			if err := n.join(ctx, id); err != nil {
+				return nil, fmt.Errorf("endpoint %d: %w", i+1, err)
+			}
+			address = append(address, milliseconds(asked.Sub(start)))
+			attach = append(attach, milliseconds(time.Since(asked)))
+		}
+		if err := devicesMade(l.Nodes[0], attached); err != nil {
+			return nil, err
+		}
+		return []Result{
+			percentileResult("CreateEndpoint and Join together, the daemon's part", attach, 99, "ms", 10),
+			percentileResult("RequestAddress (for information)", address, 99, "ms", 0),
+		}, nil
+	})
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }

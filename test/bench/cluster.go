@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/netdriver/netdriver/test/e2e/lab"
+)
+
+// storeURL is where the first node serves its embedded store to the others, at etcd's usual port.
+func storeURL(n *lab.Node) string { return fmt.Sprintf("https://%s", netip.AddrPortFrom(n.Addr, 2379)) }
+
+// withCluster makes nodes that each run the real daemon, the first with the embedded store, the others as its clients over
+// mutual TLS, calls f and removes all of it. There is no Docker engine: f plays its part.
+func withCluster(ctx context.Context, b *bench, nodes int, f func(*lab.Lab) ([]Result, error)) (results []Result, err error) {
+	l, err := lab.New(ctx, lab.Config{Nodes: nodes, Binary: b.binary})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			l.KeepLogs()
+			err = fmt.Errorf("%w (logs in %s)", err, l.Logs())
+		}
+		if failed := l.Close(); failed != nil && err == nil {
+			err = fmt.Errorf("remove the nodes: %w", failed)
+		}
+	}()
+	if err := startDaemons(ctx, l); err != nil {
+		return nil, err
+	}
+	return f(l)
+}
+
+func startDaemons(ctx context.Context, l *lab.Lab) error {
+	var addrs []netip.Addr
+	for _, n := range l.Nodes {
+		addrs = append(addrs, n.Addr)
+	}
+	certificates, err := lab.Certificates(filepath.Join(l.Dir, "tls"), addrs...)
+	if err != nil {
+		return fmt.Errorf("make certificates: %w", err)
+	}
+	for i, n := range l.Nodes {
+		config := lab.DaemonConfig{Certificate: certificates[n.Addr], Args: []string{"--docker-host", ""}}
+		if i == 0 {
+			config.StoreListen = storeURL(n)
+		} else {
+			config.Store = []string{storeURL(l.Nodes[0])}
+		}
+		if err := n.StartDaemon(ctx, config); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// engineOf plays dockerd on a node.
+func engineOf(n *lab.Node) *engine {
+	return newEngine(n.Path("/run/docker/plugins/custom-overlay.sock"))
+}
