@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -60,6 +61,7 @@ type Server struct {
 	etcd     *embed.Etcd
 	endpoint string
 	locks    []*os.File
+	closing  atomic.Bool
 
 	mu   sync.Mutex
 	grpc []*grpc.Server
@@ -73,6 +75,7 @@ func Embed(ctx context.Context, cfg EmbedConfig) (_ *Server, err error) {
 	}
 	s := &Server{endpoint: endpoint}
 	ec.ServiceRegister = s.serving
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger(cfg.Log, &s.closing))
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -113,6 +116,7 @@ func (s *Server) serving(g *grpc.Server) {
 // Close stops the store. Everything that was committed is on the disk. etcd itself would give running watches seven
 // seconds to end, which they never do; here all calls get the grace time.
 func (s *Server) Close() {
+	s.closing.Store(true)
 	if s.etcd != nil {
 		end := time.AfterFunc(grace, func() {
 			s.mu.Lock()
@@ -177,7 +181,6 @@ func (cfg EmbedConfig) etcd() (*embed.Config, string, error) {
 	ec.InitialClusterToken = "netdriver"
 	ec.ClientTLSInfo.CertFile, ec.ClientTLSInfo.KeyFile = cfg.Cert, cfg.Key
 	ec.ClientTLSInfo.TrustedCAFile, ec.ClientTLSInfo.ClientCertAuth = cfg.CA, cfg.CA != ""
-	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger(cfg.Log))
 	limits(ec)
 	return ec, client.String(), nil
 }
@@ -193,6 +196,7 @@ func limits(ec *embed.Config) {
 	ec.BootstrapDefragThresholdMegabytes = defragment
 	ec.MaxSnapFiles, ec.MaxWalFiles = 2, 2
 	ec.EnableGRPCGateway = false
+	ec.AuthToken = "" // there are no users with passwords, only certificates
 }
 
 // socket returns the URL of one socket in RunDir.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -146,11 +148,16 @@ func TestCommitMakesANewLeaseWhenTheOldOneEnded(t *testing.T) {
 func TestEtcdsWarningsReachTheLog(t *testing.T) {
 	t.Parallel()
 	var out recorder
-	log := logger(out.logger()).With(zap.String("member", "m"))
+	var closing atomic.Bool
+	log := logger(out.logger(), &closing).With(zap.String("member", "m"))
 	log.Info("quiet")
 	log.Warn("slow", zap.Duration("took", time.Second), zap.Error(errors.New("why")))
-	const want = `level=WARN msg=slow part=etcd member=m took=1s error=why`
-	if got := out.String(); got != want+"\n" {
+	log.Error("large", zap.String("request", strings.Repeat("x", 10*maxAttr)))
+	closing.Store(true)
+	log.Error("use of closed network connection")
+	want := "level=WARN msg=slow part=etcd member=m took=1s error=why\n" +
+		"level=ERROR msg=large part=etcd member=m request=" + strings.Repeat("x", maxAttr) + "…\n"
+	if got := out.String(); got != want {
 		t.Errorf("log:\n%swant:\n%s", got, want)
 	}
 }
