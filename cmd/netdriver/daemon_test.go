@@ -164,7 +164,8 @@ func TestADaemonWithoutSettingsServesDockerAndInspect(t *testing.T) {
 		t.Errorf("inspect: status %d, output %q, errors %q", code, out, errs)
 	}
 	d.stop()
-	for _, path := range []string{filepath.Join(d.dir, "plugins", pluginSocket), control.SocketPath(filepath.Join(d.dir, "run"))} {
+	sockets := []string{filepath.Join(d.dir, "plugins", pluginSocket), control.SocketPath(filepath.Join(d.dir, "run"))}
+	for _, path := range sockets {
 		if _, err := os.Stat(path); err == nil {
 			t.Errorf("%s is left behind", path)
 		}
@@ -201,8 +202,9 @@ func TestASecondDaemonWithTheSameDirectoriesEndsAtOnce(t *testing.T) {
 	d := startDaemon(t, newDir(t))
 	d.eventually("plugin socket", d.activate)
 	second := startDaemon(t, d.dir)
-	if err := second.cmd.Wait(); err == nil || !strings.Contains(second.log.String(), fmt.Sprint("process ", d.cmd.Process.Pid)) {
-		t.Errorf("error %v, log %s; want one that names process %d", err, second.log.String(), d.cmd.Process.Pid)
+	first := fmt.Sprint("process ", d.cmd.Process.Pid)
+	if err := second.cmd.Wait(); err == nil || !strings.Contains(second.log.String(), first) {
+		t.Errorf("error %v, log %s; want one that names %s", err, second.log.String(), first)
 	}
 	if err := d.activate(); err != nil {
 		t.Errorf("the first one after that: %v", err)

@@ -246,7 +246,8 @@ func document(t *testing.T, m *Metrics) string {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	b.WriteString("# Metrics\n\n`netdriver run --metrics :9472` serves these at `/metrics`, besides those of the Go runtime\n" +
+	b.WriteString("# Metrics\n\n" +
+		"`netdriver run --metrics :9472` serves these at `/metrics`, besides those of the Go runtime\n" +
 		"(`go_…`) and the process (`process_…`). What needs the store is left out while it is away;\n" +
 		"`netdriver_store_up` is 0 then.\n\n| metric | type | labels | what |\n|---|---|---|---|\n")
 	for _, f := range families {
