@@ -56,7 +56,7 @@ func TestBadOptionsAreExplainedToDockersUser(t *testing.T) {
 		{"mtu too large", []string{"--opt", "mtu=9000"}, []string{"9000", "1450"}},
 		{"unknown mode", []string{"--opt", "mode=magic"}, []string{"magic", "overlay"}},
 		{"port zero", []string{"--opt", "port=0"}, []string{"port"}},
-		{"overlaps the underlay", []string{"--subnet", "10.99.0.0/16"}, []string{"10.99.0.0/16", "10.99.0.0/24", "eth0"}},
+		{"overlaps the underlay", []string{"--subnet", "10.99.0.0/16"}, []string{"10.99.0.0/16", "10.99.0.0/24", "n1"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

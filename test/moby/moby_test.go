@@ -15,6 +15,7 @@ import (
 
 	"github.com/docker/docker/libnetwork"
 	"github.com/docker/docker/libnetwork/config"
+	"github.com/docker/docker/libnetwork/ipamutils"
 	"github.com/docker/docker/libnetwork/netlabel"
 	"github.com/docker/docker/libnetwork/options"
 
@@ -79,7 +80,11 @@ func controller(t *testing.T) *libnetwork.Controller {
 	t.Helper()
 	bridge := options.Generic{netlabel.GenericData: options.Generic{"EnableIPTables": false, "EnableIP6Tables": false}}
 	c, err := libnetwork.New(t.Context(), config.OptionDataDir(t.TempDir()),
-		config.OptionExecRoot("/run/docker"), config.OptionDriverConfig("bridge", bridge))
+		// One for all controllers: libnetwork remembers the first in a variable of the process.
+		config.OptionExecRoot("/run/docker"),
+		config.OptionDriverConfig("bridge", bridge),
+		// docker_gwbridge takes its subnet from these.
+		config.OptionDefaultAddressPoolConfig(ipamutils.GetLocalScopeDefaultNetworks()))
 	if err != nil {
 		t.Fatal(err)
 	}
