@@ -35,7 +35,9 @@ type request struct {
 }
 
 // requestAddress leases the asked address or the next free one.
-func (s *Service) requestAddress(ctx context.Context, req *ipam.RequestAddressRequest) (*ipam.RequestAddressResponse, error) {
+func (s *Service) requestAddress(ctx context.Context, req *ipam.RequestAddressRequest) (
+	*ipam.RequestAddressResponse, error,
+) {
 	r, err := parseRequest(req)
 	if err != nil {
 		return nil, err
@@ -85,7 +87,8 @@ func parseRequest(req *ipam.RequestAddressRequest) (request, error) {
 func (s *Service) pool(ctx context.Context, r request) (store.Pool, store.KV, error) {
 	p, kv, err := get[store.Pool](ctx, s.cfg.Store, store.PoolKey(r.Subnet))
 	if errors.Is(err, store.ErrNotFound) {
-		err = fmt.Errorf("pool %s does not exist in the cluster; remove the network with `docker network rm` and create it again: %w",
+		err = fmt.Errorf("pool %s does not exist in the cluster; remove the network with `docker network rm` and "+
+			"create it again: %w",
 			r.Subnet, err)
 	}
 	return p, kv, err
@@ -100,7 +103,8 @@ func (s *Service) claimGateway(ctx context.Context, r request) (netip.Addr, erro
 	}
 	if p.Gateway.IsValid() {
 		if r.address.IsValid() && r.address != p.Gateway {
-			return p.Gateway, fmt.Errorf("the gateway of pool %s is %s in the cluster, asked for %s; omit --gateway or use --gateway %s",
+			return p.Gateway, fmt.Errorf("the gateway of pool %s is %s in the cluster, asked for %s; omit --gateway "+
+				"or use --gateway %s",
 				r.Subnet, p.Gateway, r.address, p.Gateway)
 		}
 		return p.Gateway, nil
@@ -150,7 +154,8 @@ func (s *Service) claimAddress(ctx context.Context, r request) (netip.Addr, erro
 		return r.address, err
 	}
 	l = s.lease(r.address, store.LeaseEndpoint, r)
-	// Docker does not say what an address is for: without MAC and before the network exists here it is an --aux-address.
+	// Docker does not say what an address is for: without MAC and before the network exists here it is an
+	// --aux-address.
 	if r.mac.IsZero() && slices.ContainsFunc(p.Claims, s.mine) {
 		l.Kind = store.LeaseAux
 	}
@@ -159,9 +164,9 @@ func (s *Service) claimAddress(ctx context.Context, r request) (netip.Addr, erro
 	return r.address, err
 }
 
-// claimHeld grants an address that has a lease to its holder, who asks again: an --aux-address to every node; an address of
-// this node to the same MAC, or without MAC, as a restarted engine asks. Another container gets it only if no endpoint
-// came of the earlier request.
+// claimHeld grants an address that has a lease to its holder, who asks again: an --aux-address to every node; an
+// address of this node to the same MAC, or without MAC, as a restarted engine asks. Another container gets it only if
+// no endpoint came of the earlier request.
 func (s *Service) claimHeld(ctx context.Context, r request, l store.Lease, kv store.KV) error {
 	own := l.Kind == store.LeaseEndpoint && l.Node == s.cfg.Node
 	switch {
@@ -186,9 +191,11 @@ func heldError(l store.Lease) error {
 	case l.Kind == store.LeaseGateway:
 		return fmt.Errorf("address %s is the gateway of the pool; choose another", l.Address)
 	case l.Kind == store.LeaseAux:
-		return fmt.Errorf("address %s is reserved with --aux-address by node %s since %s; choose another", l.Address, l.Node, since)
+		return fmt.Errorf("address %s is reserved with --aux-address by node %s since %s; choose another",
+			l.Address, l.Node, since)
 	case l.Endpoint == "":
-		return fmt.Errorf("address %s is held by a container that starts or ends on node %s since %s; choose another or try again in %s",
+		return fmt.Errorf("address %s is held by a container that starts or ends on node %s since %s; choose "+
+			"another or try again in %s",
 			l.Address, l.Node, since, starting)
 	}
 	return fmt.Errorf("address %s is held by endpoint %s on node %s since %s; choose another or remove that container",
@@ -196,8 +203,8 @@ func heldError(l store.Lease) error {
 }
 
 // releaseAddress frees an address of this node that no endpoint has. The gateway and --aux-address stay until the pool
-// goes. An address that an endpoint still has is freed later, by the janitor: its DeleteEndpoint was lost, and until the
-// endpoint is withdrawn everywhere another container must not get it. Docker ignores errors here.
+// goes. An address that an endpoint still has is freed later, by the janitor: its DeleteEndpoint was lost, and until
+// the endpoint is withdrawn everywhere another container must not get it. Docker ignores errors here.
 func (s *Service) releaseAddress(ctx context.Context, req *ipam.ReleaseAddressRequest) (plugin.Empty, error) {
 	if req.PoolID == "" || req.Address == "" {
 		return plugin.Empty{}, nil

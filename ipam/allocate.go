@@ -70,7 +70,7 @@ func (s *Service) allocateLast(ctx context.Context, r request) (netip.Addr, erro
 			continue
 		}
 		used.add(a)
-		full.count(r, a, kv)
+		full.count(kv)
 	}
 	a, ok := used.next(r.allocates(), netip.Addr{})
 	if !ok {
@@ -84,15 +84,12 @@ func (s *Service) allocateLast(ctx context.Context, r request) (netip.Addr, erro
 // fullError says that a pool, or this host's range of it, has no free address.
 type fullError struct {
 	request
-	// endpoints and reserved are the leases of each sort in the whole pool, inRange those in this host's range.
-	endpoints, reserved, inRange int
+	// endpoints and reserved are the leases of each sort in the whole pool.
+	endpoints, reserved int
 }
 
 // count counts one lease.
-func (e *fullError) count(r request, a netip.Addr, kv store.KV) {
-	if r.allocates().Contains(a) {
-		e.inRange++
-	}
+func (e *fullError) count(kv store.KV) {
 	if l, err := store.Decode[store.Lease](kv); err == nil && l.Kind != store.LeaseEndpoint {
 		e.reserved++
 		return
@@ -101,13 +98,16 @@ func (e *fullError) count(r request, a netip.Addr, kv store.KV) {
 }
 
 func (e fullError) Error() string {
-	s := fmt.Sprintf("pool %s is full: of its %s addresses %d are held by endpoints and %d reserved (gateway, --aux-address)",
+	s := fmt.Sprintf("pool %s is full: of its %s addresses %d are held by endpoints and %d reserved (gateway, "+
+		"--aux-address)",
 		e.Subnet, size(e.Subnet, e.Subnet), e.endpoints, e.reserved)
 	advice := "remove containers, or create a network with a larger --subnet"
 	if e.Range.IsValid() {
-		s = fmt.Sprintf("range %s of this host is full: all its %s addresses are in use (of the %s of pool %s, %d are held by endpoints "+
-			"and %d reserved)", e.Range, size(e.Subnet, e.Range), size(e.Subnet, e.Subnet), e.Subnet, e.endpoints, e.reserved)
-		advice = "remove containers of this host, use --ip with an address outside the range, or create its network with a larger --ip-range"
+		s = fmt.Sprintf("range %s of this host is full: all its %s addresses are in use (of the %s of pool %s, %d "+
+			"are held by endpoints and %d reserved)",
+			e.Range, size(e.Subnet, e.Range), size(e.Subnet, e.Subnet), e.Subnet, e.endpoints, e.reserved)
+		advice = "remove containers of this host, use --ip with an address outside the range, or create its network " +
+			"with a larger --ip-range"
 	}
 	return s + "; " + advice
 }

@@ -15,8 +15,8 @@ type Predefined struct {
 }
 
 // DefaultPredefined are IPv4 pools of 4,093 container addresses each. They keep clear of Docker's own choices on every
-// host, 172.17.0.0/16 to 172.31.0.0/16 and 192.168.0.0/16 (moby daemon/libnetwork/ipamutils), since those appear on hosts
-// only after the cluster has chosen. The second serves hosts that have a route to all of 10.0.0.0/8.
+// host, 172.17.0.0/16 to 172.31.0.0/16 and 192.168.0.0/16 (moby daemon/libnetwork/ipamutils), since those appear on
+// hosts only after the cluster has chosen. The second serves hosts that have a route to all of 10.0.0.0/8.
 func DefaultPredefined() []Predefined {
 	return []Predefined{
 		{netip.MustParsePrefix("10.128.0.0/9"), 20},
@@ -50,7 +50,8 @@ func (s *Service) choose(w wish, taken []netip.Prefix) (netip.Prefix, error) {
 			tried++
 		}
 	}
-	return netip.Prefix{}, fmt.Errorf("all %d predefined subnets (%v) overlap pools of the cluster or routes of this host; choose one with --subnet",
+	return netip.Prefix{}, fmt.Errorf("all %d predefined subnets (%v) overlap pools of the cluster or routes of "+
+		"this host; choose one with --subnet",
 		tried, s.cfg.Predefined)
 }
 
@@ -70,8 +71,8 @@ func cut(d Predefined) func(yield func(netip.Prefix) bool) {
 // String prints d for an error message.
 func (d Predefined) String() string { return fmt.Sprintf("%s in /%d", d.Base, d.Bits) }
 
-// ula returns the nth choice of a unique local /64 for seed: fd00::/8 with a pseudo-random global and subnet id (RFC 4193
-// §3.2). A network's name as seed gives each cluster that has such a network the same subnet, and others another.
+// ula returns the nth choice of a unique local /64 for seed: fd00::/8 with a pseudo-random global and subnet id (RFC
+// 4193 §3.2). A network's name as seed gives each cluster that has such a network the same subnet, and others another.
 func ula(seed string, n int) netip.Prefix {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s#%d", seed, n))
 	var b [16]byte

@@ -17,8 +17,8 @@ import (
 const claimTTL = 10 * time.Minute
 
 // Reclaim frees this node's endpoint leases that alive denies and returns them, also when others could not be freed. A
-// lease that changes meanwhile is left alone. It looks at the pools of this node's networks, the first time at all pools
-// of the cluster: a lease may be left in one that this node has no part in any more.
+// lease that changes meanwhile is left alone. It looks at the pools of this node's networks, the first time at all
+// pools of the cluster: a lease may be left in one that this node has no part in any more.
 func (s *Service) Reclaim(ctx context.Context, alive func(store.Lease) bool) ([]store.Lease, error) {
 	pools, err := s.pools(ctx)
 	if err != nil {
@@ -69,7 +69,9 @@ func (s *Service) networks(ctx context.Context) (map[string]bool, error) {
 }
 
 // reclaim does Reclaim for one pool, and ends to follow a pool that this node neither uses nor has leases in.
-func (s *Service) reclaim(ctx context.Context, subnet netip.Prefix, used bool, alive func(store.Lease) bool) ([]store.Lease, error) {
+func (s *Service) reclaim(ctx context.Context, subnet netip.Prefix, used bool, alive func(store.Lease) bool) (
+	[]store.Lease, error,
+) {
 	v := s.follow(subnet)
 	if err := v.wait(ctx); err != nil {
 		return nil, err

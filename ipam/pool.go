@@ -58,7 +58,8 @@ func parseWish(req *ipam.RequestPoolRequest) (wish, error) {
 			w.network = req.Options[k]
 			errs = append(errs, store.CheckName("network", w.network))
 		case !strings.HasPrefix(k, labelPrefix):
-			errs = append(errs, fmt.Errorf("unknown option --ipam-opt %s=%s; the only one is %s=NAME, the cluster network's name",
+			errs = append(errs, fmt.Errorf("unknown option --ipam-opt %s=%s; the only one is %s=NAME, the cluster "+
+				"network's name",
 				k, req.Options[k], optionNetwork))
 		}
 	}
@@ -103,11 +104,13 @@ func (s *Service) acquire(ctx context.Context, w wish) (store.Pool, error) {
 		return s.join(ctx, w, e)
 	}
 	if named != nil && w.subnet.IsValid() {
-		return store.Pool{}, fmt.Errorf("network %s has the subnets %v, not %s; use one of them, omit --subnet, or choose another name",
+		return store.Pool{}, fmt.Errorf("network %s has the subnets %v, not %s; use one of them, omit --subnet, or "+
+			"choose another name",
 			w.network, named.Subnets, w.subnet)
 	}
 	if named != nil {
-		return store.Pool{}, fmt.Errorf("network %s has the subnets %v and no %s one; create it without --ipv6, or choose another name",
+		return store.Pool{}, fmt.Errorf("network %s has the subnets %v and no %s one; create it without --ipv6, or "+
+			"choose another name",
 			w.network, named.Subnets, family(w.v6))
 	}
 	return s.create(ctx, w, guard, all)
@@ -176,14 +179,15 @@ func (w wish) find(all []entry) (entry, bool) {
 	return entry{}, false
 }
 
-// join gives this node a claim on a pool that exists. A node that is a member of the pool's network needs none: its daemon
-// or engine has started anew, or it makes another Docker network of the same cluster network.
+// join gives this node a claim on a pool that exists. A node that is a member of the pool's network needs none: its
+// daemon or engine has started anew, or it makes another Docker network of the same cluster network.
 func (s *Service) join(ctx context.Context, w wish, e entry) (store.Pool, error) {
 	if e.err != nil {
 		return store.Pool{}, e.err
 	}
 	if w.network != "" && e.Network != "" && w.network != e.Network {
-		return store.Pool{}, fmt.Errorf("subnet %s belongs to network %s, not to %s; choose another --subnet or --ipam-opt network=%s",
+		return store.Pool{}, fmt.Errorf("subnet %s belongs to network %s, not to %s; choose another --subnet or "+
+			"--ipam-opt network=%s",
 			e.Subnet, e.Network, w.network, e.Network)
 	}
 	member, exists, err := s.membership(ctx, e.Pool)
@@ -249,7 +253,8 @@ func (s *Service) place(w wish, all []entry) (netip.Prefix, error) {
 	if w.subnet.IsValid() {
 		for _, e := range all {
 			if e.Subnet.Overlaps(w.subnet) {
-				return w.subnet, fmt.Errorf("subnet %s overlaps pool %s of %s; choose another --subnet", w.subnet, e.Subnet, e.owner())
+				return w.subnet, fmt.Errorf("subnet %s overlaps pool %s of %s; choose another --subnet",
+					w.subnet, e.Subnet, e.owner())
 			}
 		}
 		return w.subnet, s.checkRoutes(w.subnet)
@@ -282,7 +287,8 @@ func (s *Service) checkRoutes(subnet netip.Prefix) error {
 		return err
 	}
 	if r, ok := overlap(subnet, routes); ok {
-		return fmt.Errorf("subnet %s overlaps the route to %s on host %s (see `ip route`); choose another --subnet or remove the route",
+		return fmt.Errorf("subnet %s overlaps the route to %s on host %s (see `ip route`); choose another --subnet "+
+			"or remove the route",
 			subnet, r, s.cfg.Node)
 	}
 	return nil

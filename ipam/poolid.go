@@ -37,7 +37,8 @@ func (id PoolID) String() string {
 func ParsePoolID(s string) (PoolID, error) {
 	parts := strings.Split(s, "/")
 	if len(parts) != 3 && len(parts) != 5 {
-		return PoolID{}, fmt.Errorf("pool id %q: want SPACE/SUBNET or SPACE/SUBNET/RANGE, as RequestPool answered it", s)
+		return PoolID{}, fmt.Errorf("pool id %q: want SPACE/SUBNET or SPACE/SUBNET/RANGE, as RequestPool answered it",
+			s)
 	}
 	id := PoolID{Space: parts[0]}
 	var err error
@@ -73,7 +74,8 @@ func checkSpace(space string) error {
 		return nil
 	case GlobalSpace:
 		return errors.New("address space " + GlobalSpace + " is for swarm networks, which need the managed plugin; " +
-			"there is none yet: create the network on plain engines with `docker network create -d custom-overlay` and no --scope swarm")
+			"there is none yet: create the network on plain engines with `docker network create -d custom-overlay` " +
+			"and no --scope swarm")
 	}
 	return fmt.Errorf("unknown address space %q; create the network with --ipam-driver custom-overlay", space)
 }

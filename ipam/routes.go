@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HostRoutes returns the destinations of this host's main routing table, without default routes. A pool must not overlap
-// them: containers have a second interface to the host, and the host itself must keep reaching those destinations.
+// HostRoutes returns the destinations of this host's main routing table, without default routes. A pool must not
+// overlap them: containers have a second interface to the host, and the host itself must keep reaching those
+// destinations.
 func HostRoutes() ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {

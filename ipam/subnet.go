@@ -47,7 +47,8 @@ func parseSubnet(s string) (netip.Prefix, error) {
 	}
 	for _, r := range reservedRanges() {
 		if r.prefix.Overlaps(p) {
-			return p, fmt.Errorf("subnet %s overlaps %s (%s); use a private one such as 10.10.0.0/24 or fd10:10::/64", p, r.prefix, r.use)
+			return p, fmt.Errorf("subnet %s overlaps %s (%s); use a private one such as 10.10.0.0/24 or fd10:10::/64",
+				p, r.prefix, r.use)
 		}
 	}
 	return p, nil
@@ -63,7 +64,8 @@ func parseRange(subnet netip.Prefix, s string) (netip.Prefix, error) {
 		return p, fmt.Errorf("range %s is not inside subnet %s; choose an --ip-range that is", p, subnet)
 	}
 	if _, _, ok := within(subnet, p); !ok {
-		return p, fmt.Errorf("range %s has no address that a container can use in subnet %s; choose a larger --ip-range", p, subnet)
+		return p, fmt.Errorf("range %s has no address that a container can use in subnet %s; choose a larger "+
+			"--ip-range", p, subnet)
 	}
 	return p, nil
 }
@@ -71,7 +73,8 @@ func parseRange(subnet netip.Prefix, s string) (netip.Prefix, error) {
 func parsePrefix(what, s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil || p.Addr().Is4In6() {
-		return p, fmt.Errorf("%s %q: want a network address with prefix length such as 10.10.0.0/24 or fd10:10::/64", what, s)
+		return p, fmt.Errorf("%s %q: want a network address with prefix length such as 10.10.0.0/24 or fd10:10::/64",
+			what, s)
 	}
 	if p != p.Masked() {
 		return p, fmt.Errorf("%s %s has bits set behind its prefix length; use %s", what, p, p.Masked())

@@ -27,8 +27,8 @@ type view struct {
 	used *addrSet
 	// own are the leases of this node.
 	own map[netip.Addr]holding
-	// taken are the addresses that calls of this process have chosen, with the lease once it is written; the watch takes
-	// over from there.
+	// taken are the addresses that calls of this process have chosen, with the lease once it is written; the watch
+	// takes over from there.
 	taken map[netip.Addr]holding
 	// cursor is the address that was allocated last, by any node, and the revision that says so.
 	cursor   netip.Addr
@@ -123,7 +123,9 @@ func (v *view) apply(b store.Batch) {
 		}
 		v.set(a, e)
 	}
-	maps.DeleteFunc(v.taken, func(_ netip.Addr, h holding) bool { return h.written() && (b.Reset || h.kv.Modified <= b.Revision) })
+	maps.DeleteFunc(v.taken, func(_ netip.Addr, h holding) bool {
+		return h.written() && (b.Reset || h.kv.Modified <= b.Revision)
+	})
 }
 
 // set makes what one event says true. A lease that cannot be read is in use all the same. The caller holds the lock.

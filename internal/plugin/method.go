@@ -1,6 +1,6 @@
-// Package plugin serves Docker's plugin protocol (https://docs.docker.com/engine/extend/plugin_api) on one unix socket, for
-// any number of interfaces: go-plugins-helpers serves one interface per handler. Its request and response types are used
-// where they have what engines send; types.go has the rest.
+// Package plugin serves Docker's plugin protocol (https://docs.docker.com/engine/extend/plugin_api) on one unix socket,
+// for any number of interfaces: go-plugins-helpers serves one interface per handler. Its request and response types are
+// used where they have what engines send; types.go has the rest.
 package plugin
 
 import (

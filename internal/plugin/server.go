@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// DefaultDeadline is how long a call may take. moby gives up after 30 s (pkg/plugins/client.go) and then knows nothing;
-	// an answer before that tells its user why.
+	// DefaultDeadline is how long a call may take. moby gives up after 30 s (pkg/plugins/client.go) and then knows
+	// nothing; an answer before that tells its user why.
 	DefaultDeadline = 25 * time.Second
 	// grace is what a call has to end by itself, with an error of its own, after its context has ended.
 	grace = time.Second
@@ -105,7 +105,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Server) handle(w http.ResponseWriter, r *http.Request, m Method) (int, []byte, error) {
 	body, err := s.read(w, r)
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return http.StatusRequestEntityTooLarge, nil, fmt.Errorf("%s: the request has more than %d bytes", m.name, tooLarge.Limit)
+		return http.StatusRequestEntityTooLarge, nil, fmt.Errorf("%s: the request has more than %d bytes",
+			m.name, tooLarge.Limit)
 	}
 	if err != nil {
 		return http.StatusBadRequest, nil, fmt.Errorf("%s: read the request: %w", m.name, err)
@@ -140,8 +141,9 @@ type result struct {
 	err    error
 }
 
-// call runs a method until it returns, or until its deadline and grace have passed: then the method is left to itself. A
-// client that hangs up does not end the call, since a finished call is understood by the next one, also by a repeated one.
+// call runs a method until it returns, or until its deadline and grace have passed: then the method is left to itself.
+// A client that hangs up does not end the call, since a finished call is understood by the next one, also by a repeated
+// one.
 func (s *Server) call(ctx context.Context, m Method, body []byte) (any, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Deadline)
 	done := make(chan result, 1)
@@ -153,7 +155,8 @@ func (s *Server) call(ctx context.Context, m Method, body []byte) (any, error) {
 	case r := <-done:
 		return r.answer, r.err
 	case <-time.After(s.cfg.Deadline + grace):
-		return nil, fmt.Errorf("%s has not ended within %s: %w; try again", m.name, s.cfg.Deadline, context.DeadlineExceeded)
+		return nil, fmt.Errorf("%s has not ended within %s: %w; try again",
+			m.name, s.cfg.Deadline, context.DeadlineExceeded)
 	}
 }
 

@@ -22,9 +22,9 @@ const maxPath = 107
 // headerTimeout bounds how long a connection may take to send a request's header.
 const headerTimeout = 10 * time.Second
 
-// Serve answers calls on a unix socket that only root can use, until ctx ends; calls that run then are still answered. It
-// makes the socket's directory, replaces a socket that nobody serves, and removes its own at the end. The error is nil
-// after an end by ctx. A socket that another process serves is left alone, and the error names that process.
+// Serve answers calls on a unix socket that only root can use, until ctx ends; calls that run then are still answered.
+// It makes the socket's directory, replaces a socket that nobody serves, and removes its own at the end. The error is
+// nil after an end by ctx. A socket that another process serves is left alone, and the error names that process.
 func (s *Server) Serve(ctx context.Context, path string) error {
 	l, err := listen(path)
 	if err != nil {
@@ -61,8 +61,8 @@ type socket struct {
 	made fs.FileInfo
 }
 
-// listen makes the socket in a directory that only root can enter and moves it to its place: so it never has another mode
-// there than 0600, and a stale one is replaced in one step.
+// listen makes the socket in a directory that only root can enter and moves it to its place: so it never has another
+// mode there than 0600, and a stale one is replaced in one step.
 func listen(path string) (*socket, error) {
 	if len(path) > maxPath {
 		return nil, fmt.Errorf("the path has %d bytes, a unix socket's has at most %d", len(path), maxPath)
