@@ -15,7 +15,8 @@ func TestMemory(t *testing.T) {
 func TestMemoryDropsOnlyAliveKeys(t *testing.T) {
 	m := store.NewMemory()
 	before, err := m.Commit(t.Context(), nil,
-		store.PutAlive("alive/a", nil), store.PutAlive("alive/b", nil), store.PutAlive("alive/kept", nil), store.Put("c", nil))
+		store.PutAlive("alive/a", nil), store.PutAlive("alive/b", nil),
+		store.PutAlive("alive/kept", nil), store.Put("c", nil))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -93,7 +93,9 @@ func node(name, vtep string) store.Node {
 }
 
 func network(name string) store.Network {
-	return store.Network{Name: name, Mode: store.ModeOverlay, VNI: 5000, Port: 4789, MTU: 1450, Creator: "n1", Created: created}
+	return store.Network{
+		Name: name, Mode: store.ModeOverlay, VNI: 5000, Port: 4789, MTU: 1450, Creator: "n1", Created: created,
+	}
 }
 
 func endpoint(network string, n int) store.Endpoint {
@@ -200,7 +202,8 @@ func TestNothingIsSyncedBeforeTheStoreWasRead(t *testing.T) {
 	m.Follow("web")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := m.WaitSynced(ctx, "web"); !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+	err := m.WaitSynced(ctx, "web")
+	if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v, want ErrUnavailable and the deadline", err)
 	}
 	if err := m.Wait(ctx, store.NodeKey("n"), 1); !errors.Is(err, store.ErrUnavailable) {
@@ -346,7 +349,8 @@ func TestResetRemovesWhatIsGone(t *testing.T) {
 	m.mem.SetAvailable(false)
 	done := make(chan error)
 	go func() {
-		_, err := m.mem.Commit(t.Context(), nil, store.Delete(store.EndpointKey("web", gone.ID)), store.Delete("endpoints/web/bad"))
+		_, err := m.mem.Commit(t.Context(), nil,
+			store.Delete(store.EndpointKey("web", gone.ID)), store.Delete("endpoints/web/bad"))
 		m.mem.Compact()
 		done <- err
 	}()

@@ -175,7 +175,8 @@ func Decode[R Record](kv KV) (R, error) {
 		return r, fmt.Errorf("%w %s: %v", ErrRecord, kv.Key, err)
 	}
 	if e.V != Schema {
-		return r, fmt.Errorf("%w %s: version %d, this program knows %d; upgrade netdriver on this node", ErrRecord, kv.Key, e.V, Schema)
+		return r, fmt.Errorf("%w %s: version %d, this program knows %d; upgrade netdriver on this node",
+			ErrRecord, kv.Key, e.V, Schema)
 	}
 	d := json.NewDecoder(bytes.NewReader(e.Record))
 	if err := d.Decode(&r); err != nil {
@@ -192,7 +193,8 @@ var name = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`)
 // CheckName says whether s can name a network, a node or a cluster.
 func CheckName(what, s string) error {
 	if !name.MatchString(s) {
-		return fmt.Errorf("%s name %q: want 1 to 63 letters, digits, '_', '.' or '-', beginning with a letter or digit", what, s)
+		return fmt.Errorf("%s name %q: want 1 to 63 letters, digits, '_', '.' or '-', beginning with a letter or digit",
+			what, s)
 	}
 	return nil
 }

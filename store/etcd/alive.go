@@ -22,8 +22,8 @@ const (
 	revokeTimeout = time.Second
 )
 
-// alive owns the lease that the keys of PutAlive hang on. When the lease ends because the store was away for longer than
-// its time, alive makes another and puts the keys again.
+// alive owns the lease that the keys of PutAlive hang on. When the lease ends because the store was away for longer
+// than its time, alive makes another and puts the keys again.
 type alive struct {
 	c *Client
 	// wake has something in it when there is a new lease to keep.

@@ -266,7 +266,8 @@ func (c *Client) failed(ctx context.Context, what string, err error) error {
 	if cause := c.link.cause(); cause != nil {
 		why = fmt.Sprintf(" (%v)", cause)
 	}
-	return fmt.Errorf("%s: %w at %s: %w%s; containers keep their connections; check that etcd runs there and can be reached",
+	const remedy = "containers keep their connections; check that etcd runs there and can be reached"
+	return fmt.Errorf("%s: %w at %s: %w%s; "+remedy,
 		what, store.ErrUnavailable, c.endpoints(), err, why)
 }
 

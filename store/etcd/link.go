@@ -66,8 +66,8 @@ func (l *link) cause() error {
 	return nil
 }
 
-// dial connects to host:port or unix:///path. Idle connections are probed by TCP from the second second on: gRPC's pings
-// are too far apart.
+// dial connects to host:port or unix:///path. Idle connections are probed by TCP from the second second on: gRPC's
+// pings are too far apart.
 func dial(ctx context.Context, addr string) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
 		Enable:   true,

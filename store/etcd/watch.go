@@ -38,7 +38,8 @@ func (c *Client) Watch(ctx context.Context, prefix string) <-chan store.Batch {
 }
 
 // stream delivers what changes after revision, until ctx ends or a change may have been lost.
-func (c *Client) stream(ctx context.Context, prefix string, revision int64, lost <-chan struct{}, out chan<- store.Batch) {
+func (c *Client) stream(ctx context.Context, prefix string, revision int64, lost <-chan struct{},
+	out chan<- store.Batch) {
 	// A member that has lost its cluster would be silent for ever: with a leader required, the watch moves to another.
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()

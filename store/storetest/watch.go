@@ -151,7 +151,8 @@ func watchMissesNothing(t *testing.T, s Store) {
 				if i%5 == 4 {
 					op = store.Delete(fmt.Sprintf("w/%d/%d", w, (i-1)%7))
 				}
-				if _, err := s.Commit(t.Context(), nil, op, store.Put(fmt.Sprintf("w/last/%d", w), fmt.Append(nil, i))); err != nil {
+				last := store.Put(fmt.Sprintf("w/last/%d", w), fmt.Append(nil, i))
+				if _, err := s.Commit(t.Context(), nil, op, last); err != nil {
 					t.Error(err)
 					return
 				}
