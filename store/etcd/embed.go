@@ -207,7 +207,8 @@ func (cfg EmbedConfig) socket(name string) (url.URL, error) {
 	}
 	if len(path) > maxSocketPath {
 		return url.URL{}, fmt.Errorf(
-			"the path of socket %s has %d bytes, the kernel allows %d; choose a shorter run directory", path, len(path), maxSocketPath)
+			"the path of socket %s has %d bytes, the kernel allows %d; choose a shorter run directory",
+			path, len(path), maxSocketPath)
 	}
 	return url.URL{Scheme: "unix", Path: path}, nil
 }
