@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -199,7 +200,7 @@ func TestPlanLeadsFromAnyNetworkToAnyOther(t *testing.T) {
 }
 
 func mustRun(t interface{ Fatal(...any) }, f *Fake, ops []Op) {
-	if err := f.Run(nil, ops); err != nil { //nolint:staticcheck // the fake needs no context
+	if err := f.Run(context.Background(), ops); err != nil {
 		t.Fatal(err)
 	}
 }

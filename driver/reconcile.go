@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -33,6 +34,8 @@ type applied struct {
 // appliedNetwork is one network of this node.
 type appliedNetwork struct {
 	vni vxlan.VNI
+	// size is how many ports and entries it has.
+	size int
 	// revision of the records that the kernel agrees with.
 	revision int64
 	problem  error
@@ -133,7 +136,7 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 	unlock := d.locks.lock(network)
 	defer unlock()
 	if !d.owned() {
-		d.note(network, 0, 0, ErrDisowned)
+		d.note(dataplane.Network{Name: network}, 0, ErrDisowned)
 		return fmt.Errorf("network %s: %w", network, ErrDisowned)
 	}
 	if !d.isMine(network) {
@@ -145,13 +148,19 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 	}
 	revision := d.cfg.Mirror.Revision(network)
 	want := d.want(network)
+	if d.shrinks(want) {
+		if err := d.confirm(ctx); err != nil {
+			d.note(want, 0, err)
+			return fmt.Errorf("network %s: %w", network, err)
+		}
+	}
 	start := time.Now()
 	ops, err := d.cfg.Plane.Apply(ctx, want)
 	d.cfg.Observe(Reconciliation{Network: network, Ops: ops, Took: time.Since(start), Err: err})
 	if err != nil {
 		err = fmt.Errorf("make network %s on this node: %w", network, err)
 	}
-	d.note(network, want.VNI, revision, err)
+	d.note(want, revision, err)
 	return err
 }
 
@@ -165,13 +174,18 @@ func (d *Driver) want(network string) (want dataplane.Network) {
 
 // drop removes a network that this node is no member of any more.
 func (d *Driver) drop(ctx context.Context, network string) error {
-	d.cfg.Mirror.Unfollow(network)
 	d.applied.mu.Lock()
 	a, ok := d.applied.networks[network]
 	d.applied.mu.Unlock()
 	if !ok {
+		d.cfg.Mirror.Unfollow(network)
 		return nil
 	}
+	if err := d.confirm(ctx); err != nil {
+		d.note(dataplane.Network{Name: network}, 0, err)
+		return fmt.Errorf("network %s: %w", network, err)
+	}
+	d.cfg.Mirror.Unfollow(network)
 	if err := d.cfg.Plane.Remove(ctx, a.vni); err != nil {
 		return fmt.Errorf("remove network %s from this node: %w", network, err)
 	}
@@ -182,23 +196,49 @@ func (d *Driver) drop(ctx context.Context, network string) error {
 	return nil
 }
 
-// note remembers the outcome of applying a network. A failure keeps the revision that was reached before, and is noted
-// of networks that are here only.
-func (d *Driver) note(network string, vni vxlan.VNI, revision int64, problem error) {
+// confirm asks the store itself whether it knows this node. The mirror's watches are separate: when a store is emptied,
+// it may show that a network is gone before it shows that the node is.
+func (d *Driver) confirm(ctx context.Context) error {
+	kv, err := d.cfg.Store.Get(ctx, store.NodeKey(d.site.node))
+	if errors.Is(err, store.ErrNotFound) {
+		return ErrDisowned
+	}
+	if err != nil {
+		return err
+	}
+	if n, err := store.Decode[store.Node](kv); err != nil || n.ID != d.cfg.Node.ID {
+		return ErrDisowned
+	}
+	return nil
+}
+
+// size is how many ports and entries a network has.
+func size(n dataplane.Network) int { return len(n.Ports) + len(n.FDB) + len(n.Neighbours) }
+
+// shrinks says whether want has less than what was applied last, as it would if the store's records were lost.
+func (d *Driver) shrinks(want dataplane.Network) bool {
 	d.applied.mu.Lock()
 	defer d.applied.mu.Unlock()
-	a, here := d.applied.networks[network]
-	if problem == nil && a.revision == revision && a.problem == nil || !here && vni == 0 {
+	return size(want) < d.applied.networks[want.Name].size
+}
+
+// note remembers the outcome of applying a network. A failure keeps what was reached before, and is noted only of
+// networks that are here.
+func (d *Driver) note(want dataplane.Network, revision int64, problem error) {
+	d.applied.mu.Lock()
+	defer d.applied.mu.Unlock()
+	a, here := d.applied.networks[want.Name]
+	if problem == nil && a.revision == revision && a.problem == nil || !here && want.VNI == 0 {
 		return
 	}
 	if problem == nil {
-		a.revision = revision
+		a.revision, a.size = revision, size(want)
 	}
-	if vni != 0 {
-		a.vni = vni
+	if want.VNI != 0 {
+		a.vni = want.VNI
 	}
 	a.problem = problem
-	d.applied.networks[network] = a
+	d.applied.networks[want.Name] = a
 	d.applied.changed = true
 }
 

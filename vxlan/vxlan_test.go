@@ -107,7 +107,7 @@ func TestAutomaticVNIsStayAwayFromDockersAndDoNotRepeat(t *testing.T) {
 			seen[v] = true
 		}
 	})
-	if AutoVNI("web", 0) != AutoVNI("web", 0) || AutoVNI("web", 0) == AutoVNI("db", 0) {
+	if first, again := AutoVNI("web", 0), AutoVNI("web", 0); first != again || first == AutoVNI("db", 0) {
 		t.Error("the first VNI does not follow from the name")
 	}
 	if v := AutoVNI("web", int(MaxVNI)); v < FirstAutoVNI || v > MaxVNI {

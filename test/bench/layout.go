@@ -84,7 +84,7 @@ func (b *testbed) make(ctx context.Context, dir string) error {
 	for i, n := range b.nodes {
 		peer := b.nodes[1-i]
 		if err := b.dockerLayout(n, peer); err != nil {
-			return fmt.Errorf("Docker's layout: %w", err)
+			return fmt.Errorf("layout of Docker: %w", err)
 		}
 		if err := b.ourLayout(ctx, filepath.Join(dir, fmt.Sprint(i)), n, peer); err != nil {
 			return fmt.Errorf("netdriver's layout: %w", err)
