@@ -126,7 +126,9 @@ func (f *Fake) do(op Op) error {
 		if err := f.change(n, op); err != nil {
 			return err
 		}
-		f.send(op.event())
+		if op.Verb != Announce {
+			f.send(op.event())
+		}
 		return nil
 	}
 	before := n.clone()
@@ -181,6 +183,10 @@ func (f *Fake) change(n *Network, op Op) error {
 			return unix.EINVAL
 		}
 		*enslaved = true
+	case Announce:
+		if !*up {
+			return unix.ENETDOWN
+		}
 	case PutFDB:
 		return f.putFDB(n, op)
 	case PutNeighbour:

@@ -22,6 +22,7 @@ type Linux struct {
 	in        *socket // for changes in our namespace
 	read      *socket // for reading there, so that a long read does not hold changes up
 	hostLinks *socket
+	frames    int   // a packet socket in our namespace that receives nothing, for announcements
 	hostID    int32 // the host's namespace as a number in ours, see IFLA_LINK_NETNSID
 
 	nextIndex   atomic.Int32 // of the device made last; see run.addLink
@@ -40,7 +41,7 @@ type LinuxConfig struct {
 
 // OpenLinux makes or finds our network namespace and opens the sockets. Needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
 func OpenLinux(cfg LinuxConfig) (*Linux, error) {
-	l := &Linux{log: cfg.Log, ours: -1, host: -1, eventBuffer: eventBuffer}
+	l := &Linux{log: cfg.Log, ours: -1, host: -1, frames: -1, eventBuffer: eventBuffer}
 	// Far above what the kernel gives out by itself, and elsewhere than another daemon's.
 	l.nextIndex.Store(1<<29 + rand.Int32N(1<<29))
 	if err := l.open(cfg); err != nil {
@@ -81,6 +82,10 @@ func (l *Linux) prepare() (err error) {
 	}
 	if l.read, err = newSocket(); err != nil {
 		return err
+	}
+	// Protocol 0 receives nothing (man 7 packet).
+	if l.frames, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("open a packet socket: %w", err)
 	}
 	if err := l.in.setUp("lo"); err != nil {
 		return fmt.Errorf("bring lo up: %w", err)
@@ -136,7 +141,7 @@ func (l *Linux) Close() error {
 			errs = append(errs, s.close())
 		}
 	}
-	for _, fd := range []int{l.ours, l.host} {
+	for _, fd := range []int{l.ours, l.host, l.frames} {
 		if fd >= 0 {
 			errs = append(errs, unix.Close(fd))
 		}

@@ -32,6 +32,7 @@ func (l *Linux) Run(ctx context.Context, ops []Op) error {
 		}
 	}
 	r.flush()
+	r.announce()
 	return errors.Join(r.errs...)
 }
 
@@ -44,6 +45,8 @@ type run struct {
 	index  map[string]int32 // devices of our namespace by name
 	failed failedDevices
 	errs   []error
+	// news are announcements, sent when all else is in the kernel.
+	news []Op
 }
 
 func (r *run) fail(op Op, err error) {
@@ -76,6 +79,8 @@ func (r *run) add(op Op) {
 		}
 	case SetUp, DelLink:
 		err = r.upOrGone(op)
+	case Announce:
+		r.news = append(r.news, op)
 	default:
 		err = r.addEntry(op)
 	}

@@ -21,6 +21,7 @@ const (
 	SetUp
 	PutFDB       // add the entry, or change what its MAC has
 	PutNeighbour // add the entry, or change what its address has
+	Announce     // tell the containers here which MAC an address has from now on
 	DelFDB
 	DelNeighbour
 	DelLink // with all entries on the device
@@ -39,7 +40,7 @@ type Op struct {
 	Local    netip.Addr
 	Underlay string
 	UDPPort  uint16
-	// MAC of AddPort (the container's end), PutFDB, DelFDB, PutNeighbour; VTEP of the first two of those entries if they
+	// MAC of AddPort (the container's end), PutFDB, DelFDB, PutNeighbour, Announce; VTEP of the first two of those entries if they
 	// are the VXLAN device's own; Address of the neighbour verbs.
 	MAC     vxlan.MAC
 	VTEP    netip.Addr
@@ -104,6 +105,8 @@ func (o Op) entryString() string {
 		return fmt.Sprintf("bridge fdb del %s dev %s master", o.MAC, o.Device)
 	case o.Verb == PutNeighbour:
 		return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", o.Address, o.MAC, o.Device)
+	case o.Verb == Announce:
+		return fmt.Sprintf("announce %s lladdr %s dev %s", o.Address, o.MAC, o.Device)
 	case o.Verb == DelNeighbour:
 		return fmt.Sprintf("ip neigh del %s dev %s", o.Address, o.Device)
 	}

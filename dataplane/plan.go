@@ -191,6 +191,9 @@ func (p *planner) entries() {
 			dels = append(dels, p.neighbour(DelNeighbour, *have))
 		case have == nil || have.MAC != want.MAC:
 			p.ops = append(p.ops, p.neighbour(PutNeighbour, *want))
+			if p.have.Bridge.Present { // else nobody is there who could remember a former holder
+				p.ops = append(p.ops, p.neighbour(Announce, *want))
+			}
 		}
 	})
 	p.dels = slices.Concat(dels, p.dels)
@@ -209,7 +212,7 @@ func (p *planner) fdb(v Verb, e FDBEntry) Op {
 func (p *planner) neighbour(v Verb, n Neighbour) Op {
 	op := p.on(v, "", "")
 	op.Device, op.Address = BridgeName(op.VNI), n.Address
-	if v == PutNeighbour {
+	if v != DelNeighbour {
 		op.MAC = n.MAC
 	}
 	return op

@@ -229,8 +229,8 @@ func disturb(t *rapid.T, f *Fake, n Network) {
 func TestPlanIsMinimal(t *testing.T) {
 	a := newTestNet("192.0.2.1").local(1, 2).peer("192.0.2.2", 3, 4).network()
 	b := newTestNet("192.0.2.1").local(1, 2).peer("192.0.2.2", 3, 4, 5).network()
-	if got := plan(a.asRead(), b); len(got) != 3 {
-		t.Errorf("one remote endpoint more takes %d operations, want its three entries: %v", len(got), got)
+	if got := plan(a.asRead(), b); len(got) != 4 {
+		t.Errorf("one remote endpoint more takes %d operations, want its three entries and its announcement: %v", len(got), got)
 	}
 	if got := plan(b.asRead(), a); len(got) != 3 {
 		t.Errorf("one remote endpoint less takes %d operations, want its three entries: %v", len(got), got)

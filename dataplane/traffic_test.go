@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -56,15 +57,20 @@ func insideIP6(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("fd00:
 
 func (p *pair) apply(t *testing.T, h *host, me int, local, remote []int) {
 	t.Helper()
+	if _, err := NewPlane(h.kernel, quiet()).Apply(t.Context(), p.network(me, local, remote)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// network is what host number me has.
+func (p *pair) network(me int, local, remote []int) Network {
 	n := newTestNet(p.vteps[me].String())
 	n.Bridge.MTU, n.VXLAN.MTU = p.mtu, p.mtu
 	n.local(local...).peer(p.vteps[1-me].String(), remote...)
 	for i := range 3 {
 		n.Neighbours = append(n.Neighbours, Neighbour{insideIP6(i + 1), endpointMAC(i + 1)})
 	}
-	if _, err := NewPlane(h.kernel, quiet()).Apply(t.Context(), n.network()); err != nil {
-		t.Fatal(err)
-	}
+	return n.network()
 }
 
 // attach does what libnetwork does after Join.
@@ -153,6 +159,55 @@ func TestContainersReachEachOther(t *testing.T) {
 		p.ping(t, 1, insideIP6(3))
 		p.ping(t, 1, endpointIP(2)) // on the same host
 		p.ping(t, 1, insideIP6(2))
+	})
+}
+
+// Docker gives a container a MAC of its own, so the next holder of an address has another one than whoever has talked to
+// the last holder remembers.
+func TestAnAddressThatIsUsedAgainIsReachableAtOnce(t *testing.T) {
+	underlays(t, func(t *testing.T, p *pair) {
+		p.ping(t, 1, endpointIP(3))
+		p.ping(t, 1, insideIP6(3))
+		old, next := endpointMAC(3), vxlan.MAC{0x02, 0x42, 0xff, 0, 0, 3}
+		shell(t, p.c[3], "ip link set eth0 address "+next.String())
+		var news []Op
+		for me, h := range []*host{p.a, p.b} {
+			want := p.network(me, [][]int{{1, 2}, {3}}[me], [][]int{{3}, {1, 2}}[me])
+			for i := range want.FDB {
+				if want.FDB[i].MAC == old {
+					want.FDB[i].MAC = next
+				}
+			}
+			for i := range want.Neighbours {
+				if want.Neighbours[i].MAC == old {
+					want.Neighbours[i].MAC = next
+				}
+			}
+			want.Sort()
+			have, err := h.kernel.ReadNetwork(t.Context(), want.VNI)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ops := plan(have, want)
+			announces := func(op Op) bool { return op.Verb == Announce }
+			if me == 0 {
+				news = slices.DeleteFunc(slices.Clone(ops), func(op Op) bool { return !announces(op) })
+			}
+			if err := h.kernel.Run(t.Context(), slices.DeleteFunc(ops, announces)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// The control: the entries alone do not help, since container 1 remembers.
+		for _, to := range []netip.Addr{endpointIP(3), insideIP6(3)} {
+			if out, err := try(p.c[1], fmt.Sprintf("busybox ping -c 1 -W 1 %s", to)); err == nil {
+				t.Errorf("%s is reached without an announcement: %s", to, out)
+			}
+		}
+		if err := p.a.kernel.Run(t.Context(), news); err != nil {
+			t.Fatal(err)
+		}
+		p.ping(t, 1, endpointIP(3))
+		p.ping(t, 1, insideIP6(3))
 	})
 }
 
