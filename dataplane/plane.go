@@ -104,11 +104,11 @@ func (n Network) asRead() Network {
 	return n
 }
 
-// common returns those of b that are in a too.
+// common returns those of b that are in a too. Announcements are no repairs by themselves.
 func common(a, b []Op) []Op {
 	in := make(map[Op]bool, len(a))
 	for _, op := range a {
-		in[op] = true
+		in[op] = op.Verb != Announce
 	}
 	return slices.DeleteFunc(slices.Clone(b), func(op Op) bool { return !in[op] })
 }

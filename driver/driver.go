@@ -139,17 +139,18 @@ func (d *Driver) gwAllocCheck(context.Context, *plugin.GwAllocCheckRequest) (plu
 	return plugin.GwAllocCheckResponse{SkipIPv4: true, SkipIPv6: true}, nil
 }
 
-// discover ignores Docker's hints: the store says who is there.
-func (d *Driver) discover(context.Context, *network.DiscoveryNotification) (plugin.Empty, error) {
+// discover ignores Docker's hints: the store says who is there. As in all calls whose arguments are not needed, any body
+// will do, also the empty one of a repeated call.
+func (d *Driver) discover(context.Context, *plugin.Empty) (plugin.Empty, error) {
 	return plugin.Empty{}, nil
 }
 
 // programExternalConnectivity has nothing to do: Join names no gateway, so Docker publishes ports on docker_gwbridge.
-func (d *Driver) programExternalConnectivity(context.Context, *network.ProgramExternalConnectivityRequest) (plugin.Empty, error) {
+func (d *Driver) programExternalConnectivity(context.Context, *plugin.Empty) (plugin.Empty, error) {
 	return plugin.Empty{}, nil
 }
 
-func (d *Driver) revokeExternalConnectivity(context.Context, *network.RevokeExternalConnectivityRequest) (plugin.Empty, error) {
+func (d *Driver) revokeExternalConnectivity(context.Context, *plugin.Empty) (plugin.Empty, error) {
 	return plugin.Empty{}, nil
 }
 

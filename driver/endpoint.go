@@ -188,7 +188,7 @@ func (d *Driver) explain(ctx context.Context, nw store.Network, e store.Endpoint
 }
 
 // endpointOperInfo: a 404 here would fail the container's start, so the answer is always empty and never an error.
-func (d *Driver) endpointOperInfo(context.Context, *network.InfoRequest) (network.InfoResponse, error) {
+func (d *Driver) endpointOperInfo(context.Context, *plugin.Empty) (network.InfoResponse, error) {
 	return network.InfoResponse{Value: map[string]string{}}, nil
 }
 
@@ -243,7 +243,7 @@ func (d *Driver) handOver(ctx context.Context, nw store.Network, id string) erro
 }
 
 // leave has nothing to do: libnetwork moves the interface back by itself and DeleteEndpoint, which follows, removes it.
-func (d *Driver) leave(context.Context, *network.LeaveRequest) (plugin.Empty, error) {
+func (d *Driver) leave(context.Context, *plugin.Empty) (plugin.Empty, error) {
 	return plugin.Empty{}, nil
 }
 

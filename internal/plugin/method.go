@@ -19,6 +19,11 @@ type Method struct {
 	call func(ctx context.Context, body []byte) (any, error)
 }
 
+// errEmpty says that a call with arguments came without any. moby repeats a call whose connection broke, but the first
+// attempt has used the body up (pkg/plugins/client.go, callWithRetry: one reader for all attempts), so the second is empty.
+var errEmpty = errors.New("the request is empty: Docker repeated the call without its content, " +
+	"since a restart of netdriver cut the first one; run the command again")
+
 // errBody is wrapped by the error about a body that is no request of the method called: the caller's mistake.
 var errBody = errors.New("malformed request")
 
@@ -42,12 +47,15 @@ func (m Method) service() string {
 	return s
 }
 
-// decode reads one JSON value and nothing after it. An empty body is an empty request: moby sends none with calls that
-// have no arguments, and was seen to send one with ReleaseAddress. Unknown fields are accepted, since engines add some.
+// decode reads one JSON value and nothing after it. An empty body is an empty request only of a call that has no
+// arguments. Unknown fields are accepted, since engines add some.
 func decode[Req any](body []byte) (*Req, error) {
 	req := new(Req)
-	if len(bytes.TrimSpace(body)) == 0 {
-		return req, nil
+	if len(bytes.TrimSpace(body)) > 0 {
+		return req, json.Unmarshal(body, req)
 	}
-	return req, json.Unmarshal(body, req)
+	if _, none := any(req).(*Empty); !none {
+		return nil, errEmpty
+	}
+	return req, nil
 }

@@ -58,7 +58,7 @@ func TestEveryRequestIsAnsweredOrRefusedWithAReason(t *testing.T) {
 		{"null option", "POST", "/Kitchen.Echo", `{"Options":{"a":null}}`, 200, `{"Name":"","Count":0,"Options":{"a":null}}`},
 		{"null options", "POST", "/Kitchen.Echo", `{"Options":null}`, 200, `{"Name":"","Count":0,"Options":null}`},
 		{"null body", "POST", "/Kitchen.Echo", "null\n", 200, `{"Name":"","Count":0,"Options":null}`},
-		{"empty body", "POST", "/Kitchen.Echo", " \n", 200, `{"Name":"","Count":0,"Options":null}`},
+		{"repeated without its content", "POST", "/Kitchen.Echo", " \n", 400, "run the command again"},
 		{"activation", "POST", "/Plugin.Activate", "", 200, `{"Implements":["Kitchen","Cellar"]}`},
 		{"error of the method", "POST", "/Kitchen.Burn", "{}", 500, "the pan is hot; wait"},
 		{"panic", "POST", "/Cellar.Fall", "{}", 500, "log has the details"},
