@@ -21,23 +21,9 @@ func attaching(ctx context.Context, b *bench) ([]Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		var address, attach sample
-		for i := range attached {
-			id, mac := newID(), newMAC()
-			start := time.Now()
-			a, err := n.requestAddress(ctx, mac)
-			if err != nil {
-				return nil, fmt.Errorf("endpoint %d: %w", i+1, err)
-			}
-			asked := time.Now()
-			if err := n.createEndpoint(ctx, id, a, mac); err != nil {
-				return nil, fmt.Errorf("endpoint %d: %w", i+1, err)
-			}
-			if err := n.join(ctx, id); err != nil {
-				return nil, fmt.Errorf("endpoint %d: %w", i+1, err)
-			}
-			address = append(address, milliseconds(asked.Sub(start)))
-			attach = append(attach, milliseconds(time.Since(asked)))
+		address, attach, err := attach(ctx, n, attached)
+		if err != nil {
+			return nil, err
 		}
 		if err := devicesMade(l.Nodes[0], attached); err != nil {
 			return nil, err
@@ -47,6 +33,28 @@ func attaching(ctx context.Context, b *bench) ([]Result, error) {
 			percentileResult("RequestAddress (for information)", address, 99, "ms", 0),
 		}, nil
 	})
+}
+
+// attach makes endpoints and returns how long each took, in milliseconds: RequestAddress, and CreateEndpoint with Join.
+func attach(ctx context.Context, n *dockerNetwork, count int) (addresses, joins sample, err error) {
+	for i := range count {
+		id, mac := newID(), newMAC()
+		start := time.Now()
+		address, err := n.requestAddress(ctx, mac)
+		if err != nil {
+			return nil, nil, fmt.Errorf("endpoint %d: %w", i+1, err)
+		}
+		asked := time.Now()
+		if err := n.createEndpoint(ctx, id, address, mac); err != nil {
+			return nil, nil, fmt.Errorf("endpoint %d: %w", i+1, err)
+		}
+		if err := n.join(ctx, id); err != nil {
+			return nil, nil, fmt.Errorf("endpoint %d: %w", i+1, err)
+		}
+		addresses = append(addresses, milliseconds(asked.Sub(start)))
+		joins = append(joins, milliseconds(time.Since(asked)))
+	}
+	return addresses, joins, nil
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 
 	"github.com/netdriver/netdriver/test/e2e/lab"
@@ -15,7 +16,11 @@ func storeURL(n *lab.Node) string { return fmt.Sprintf("https://%s", netip.AddrP
 // withCluster makes nodes that each run the real daemon, the first with the embedded store, the others as its clients over
 // mutual TLS, calls f and removes all of it. There is no Docker engine: f plays its part.
 func withCluster(ctx context.Context, b *bench, nodes int, f func(*lab.Lab) ([]Result, error)) (results []Result, err error) {
-	l, err := lab.New(ctx, lab.Config{Nodes: nodes, Binary: b.binary})
+	dir, err := os.MkdirTemp(b.dir, "lab-")
+	if err != nil {
+		return nil, err
+	}
+	l, err := lab.New(ctx, lab.Config{Nodes: nodes, Binary: b.binary, Dir: dir})
 	if err != nil {
 		return nil, err
 	}

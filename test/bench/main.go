@@ -39,7 +39,7 @@ func benchmarks() []benchmark {
 
 // bench is what the benchmarks are given.
 type bench struct {
-	// dir is for files; it is removed at the end.
+	// dir is for files, the daemons' data among them; it is removed at the end, unless something could not be measured.
 	dir string
 	// binary is the netdriver program, an absolute path.
 	binary string
@@ -108,19 +108,39 @@ func measure(ctx context.Context, o options) (err error) {
 	if b.binary, err = filepath.Abs(o.binary); err != nil {
 		return err
 	}
-	if b.dir, err = os.MkdirTemp("", "netdriver-bench-"); err != nil {
+	// On a disk, as a host's data directory is: the embedded etcd waits for it at each transaction. /tmp may be in memory.
+	if b.dir, err = os.MkdirTemp("/var/tmp", "netdriver-bench-"); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	defer func() {
+		if err == nil {
+			err = os.RemoveAll(b.dir)
+		}
+	}()
+	results, err := runAll(ctx, b, chosen)
+	table := markdown(results)
+	fmt.Println("\n" + table)
+	if err != nil || !o.write {
+		return err
+	}
+	return write(o.doc, table)
+}
+
+// runAll runs the benchmarks whose names match. One that fails does not keep the others from being run.
+func runAll(ctx context.Context, b *bench, chosen *regexp.Regexp) ([]Result, error) {
 	var results []Result
 	var errs []error
 	for _, m := range benchmarks() {
 		if !chosen.MatchString(m.name) || ctx.Err() != nil {
 			continue
 		}
+		load, err := busy(time.Second)
+		if err != nil {
+			return results, err
+		}
 		began := time.Now()
 		got, err := m.run(ctx, b)
-		fmt.Printf("%s, %s\n", m.name, time.Since(began).Round(time.Second))
+		fmt.Printf("%s, %s, CPUs %.0f %% busy with other things before\n", m.name, time.Since(began).Round(time.Second), load*100)
 		for _, r := range got {
 			fmt.Println("  ", r)
 		}
@@ -130,15 +150,10 @@ func measure(ctx context.Context, o options) (err error) {
 		}
 		results = append(results, got...)
 	}
-	table := markdown(results)
-	fmt.Println("\n" + table)
 	if len(results) == 0 && len(errs) == 0 {
-		errs = append(errs, fmt.Errorf("no benchmark matches -run %s", o.run))
+		errs = append(errs, fmt.Errorf("no benchmark matches -run %s", chosen))
 	}
-	if err := errors.Join(append(errs, ctx.Err())...); err != nil || !o.write {
-		return err
-	}
-	return write(o.doc, table)
+	return results, errors.Join(append(errs, ctx.Err())...)
 }
 
 // write puts the table into the document.

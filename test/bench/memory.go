@@ -25,16 +25,20 @@ const (
 	settle = 20 * time.Second
 	// fillLimit is how long 10,000 endpoints may take to be written and programmed.
 	fillLimit = 2 * time.Minute
+	// attachedToFull is the number of endpoints that are then attached.
+	attachedToFull = 100
 )
 
 // memory measures the resident memory of a daemon with the embedded etcd: with one network and no endpoint, and with 10,000
-// endpoints of another node in that network, which it therefore follows and has programmed.
+// endpoints of another node in that network, which it therefore follows and has programmed. Then it attaches some endpoints
+// there, for what so large a network costs each of them.
 func memory(ctx context.Context, b *bench) ([]Result, error) {
 	return withCluster(ctx, b, 1, func(l *lab.Lab) ([]Result, error) {
 		n := l.Nodes[0]
 		e := engineOf(n)
 		defer e.close()
-		if _, err := e.createNetwork(ctx, "bench", "10.8.0.0/16"); err != nil {
+		nw, err := e.createNetwork(ctx, "bench", "10.8.0.0/16")
+		if err != nil {
 			return nil, err
 		}
 		idle, err := settled(ctx, "resident memory of a daemon with embedded etcd, one network, idle", n, 70)
@@ -45,7 +49,12 @@ func memory(ctx context.Context, b *bench) ([]Result, error) {
 			return []Result{idle}, err
 		}
 		full, err := settled(ctx, "the same with 10,000 endpoints of another node", n, 150)
-		return []Result{idle, full}, err
+		if err != nil {
+			return []Result{idle}, err
+		}
+		_, joins, err := attach(ctx, nw, attachedToFull)
+		large := percentileResult("CreateEndpoint and Join in that network (for information)", joins, 99, "ms", 0)
+		return []Result{idle, full, large}, err
 	})
 }
 
