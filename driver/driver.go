@@ -119,11 +119,11 @@ func (d *Driver) Methods() []plugin.Method {
 		plugin.Call("NetworkDriver.EndpointOperInfo", d.endpointOperInfo),
 		plugin.Call("NetworkDriver.DeleteEndpoint", d.deleteEndpoint),
 		plugin.Call("NetworkDriver.Join", d.join),
-		plugin.Call("NetworkDriver.Leave", d.leave),
-		plugin.Call("NetworkDriver.DiscoverNew", d.discover),
-		plugin.Call("NetworkDriver.DiscoverDelete", d.discover),
-		plugin.Call("NetworkDriver.ProgramExternalConnectivity", d.programExternalConnectivity),
-		plugin.Call("NetworkDriver.RevokeExternalConnectivity", d.revokeExternalConnectivity),
+		plugin.Call("NetworkDriver.Leave", d.nothing),
+		plugin.Call("NetworkDriver.DiscoverNew", d.nothing),
+		plugin.Call("NetworkDriver.DiscoverDelete", d.nothing),
+		plugin.Call("NetworkDriver.ProgramExternalConnectivity", d.nothing),
+		plugin.Call("NetworkDriver.RevokeExternalConnectivity", d.nothing),
 		plugin.Call("NetworkDriver.GwAllocCheck", d.gwAllocCheck),
 	}
 }
@@ -139,18 +139,12 @@ func (d *Driver) gwAllocCheck(context.Context, *plugin.GwAllocCheckRequest) (plu
 	return plugin.GwAllocCheckResponse{SkipIPv4: true, SkipIPv6: true}, nil
 }
 
-// discover ignores Docker's hints: the store says who is there. As in all calls whose arguments are not needed, any body
-// will do, also the empty one of a repeated call.
-func (d *Driver) discover(context.Context, *plugin.Empty) (plugin.Empty, error) {
-	return plugin.Empty{}, nil
-}
-
-// programExternalConnectivity has nothing to do: Join names no gateway, so Docker publishes ports on docker_gwbridge.
-func (d *Driver) programExternalConnectivity(context.Context, *plugin.Empty) (plugin.Empty, error) {
-	return plugin.Empty{}, nil
-}
-
-func (d *Driver) revokeExternalConnectivity(context.Context, *plugin.Empty) (plugin.Empty, error) {
+// nothing answers the calls that need nothing done. Their arguments are not read, so that the empty body of a repeated
+// call will do:
+//   - DiscoverNew, DiscoverDelete: the store says who is there, Docker only hints.
+//   - ProgramExternalConnectivity, RevokeExternalConnectivity: Join names no gateway, so Docker publishes ports itself.
+//   - Leave: libnetwork moves the interface back by itself, and DeleteEndpoint, which follows, removes it.
+func (d *Driver) nothing(context.Context, *plugin.Empty) (plugin.Empty, error) {
 	return plugin.Empty{}, nil
 }
 

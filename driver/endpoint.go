@@ -242,11 +242,6 @@ func (d *Driver) handOver(ctx context.Context, nw store.Network, id string) erro
 	return err
 }
 
-// leave has nothing to do: libnetwork moves the interface back by itself and DeleteEndpoint, which follows, removes it.
-func (d *Driver) leave(context.Context, *plugin.Empty) (plugin.Empty, error) {
-	return plugin.Empty{}, nil
-}
-
 // deleteEndpoint withdraws an endpoint. What does not exist is no error, since Docker ignores errors here and may ask again.
 func (d *Driver) deleteEndpoint(ctx context.Context, req *network.DeleteEndpointRequest) (plugin.Empty, error) {
 	ctx, cancel, err := d.begin(ctx)

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"testing"
@@ -83,7 +84,7 @@ func TestADeadNodeIsShownAndItsEntriesStay(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		if c.Nodes[2].DaemonPID() == 0 {
-			if err := c.Nodes[2].StartDaemon(t.Context(), c.daemonConfig(c.Nodes[2])); err != nil {
+			if err := c.Nodes[2].StartDaemon(context.WithoutCancel(t.Context()), c.daemonConfig(c.Nodes[2])); err != nil {
 				t.Error(err)
 			}
 		}

@@ -111,6 +111,37 @@ func TestKilledDockerdLosesNoPacketAndNoLease(t *testing.T) {
 	}
 }
 
+// Without live-restore dockerd ends its containers when it comes back, and then tells of each that it is gone.
+func TestKilledDockerdWithoutLiveRestoreLeaksNoLease(t *testing.T) {
+	c := hosts(t)
+	n := c.Nodes[2]
+	network := overlay(t, c.Nodes[1:], "--subnet", "10.102.5.0/24")
+	ctx := context.WithoutCancel(t.Context()) // dockerd is restarted at the test's end, too
+	restart := func(args ...string) {
+		t.Helper()
+		if err := n.StopDocker(unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.StartDocker(ctx, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restart()
+	t.Cleanup(func() { restart(dockerArgs()...) })
+	second, third := serve(t, c.Nodes[1], network), serve(t, n, network)
+	restart()
+	docker(t, n, "start", third)
+	if err := ping(t, c.Nodes[1], second, address(t, n, network, third, "IPAddress")); err != nil {
+		t.Error(err)
+	}
+	eventually(t, 5*time.Second, func() error {
+		if r := report(t, n, network); r.Subnets[0].Used != 2 || len(r.Endpoints) != 2 {
+			return fmt.Errorf("%d leases, endpoints %+v", r.Subnets[0].Used, r.Endpoints)
+		}
+		return nil
+	})
+}
+
 // Nothing of a host but its disk outlives a reboot. The first host is the one that holds the store.
 func TestRebootedHostIsRebuiltFromTheStore(t *testing.T) {
 	c := hosts(t)
