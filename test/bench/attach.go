@@ -11,8 +11,8 @@ import (
 // attached is the number of endpoints that are made on one node, one after the other.
 const attached = 300
 
-// attaching measures how long the daemon takes for the calls that Docker makes when a container starts, from sending each
-// to having its answer: with the embedded etcd, its transactions on disk, and the kernel's devices made.
+// attaching measures how long the daemon takes for the calls that Docker makes when a container starts, from sending
+// each to having its answer: with the embedded etcd, its transactions on disk, and the kernel's devices made.
 func attaching(ctx context.Context, b *bench) ([]Result, error) {
 	return withCluster(ctx, b, 1, func(l *lab.Lab) ([]Result, error) {
 		e := engineOf(l.Nodes[0])

@@ -19,8 +19,8 @@ import (
 	"github.com/netdriver/netdriver/vxlan"
 )
 
-// An engine plays dockerd to one daemon: it makes the calls of Docker's plugin protocol in the order in which Docker does,
-// on the daemon's own socket.
+// An engine plays dockerd to one daemon: it makes the calls of Docker's plugin protocol in the order in which Docker
+// does, on the daemon's own socket.
 type engine struct {
 	client *http.Client
 }

@@ -13,9 +13,11 @@ import (
 // storeURL is where the first node serves its embedded store to the others, at etcd's usual port.
 func storeURL(n *lab.Node) string { return fmt.Sprintf("https://%s", netip.AddrPortFrom(n.Addr, 2379)) }
 
-// withCluster makes nodes that each run the real daemon, the first with the embedded store, the others as its clients over
-// mutual TLS, calls f and removes all of it. There is no Docker engine: f plays its part.
-func withCluster(ctx context.Context, b *bench, nodes int, f func(*lab.Lab) ([]Result, error)) (results []Result, err error) {
+// withCluster makes nodes that each run the real daemon, the first with the embedded store, the others as its
+// clients over mutual TLS, calls f and removes all of it. There is no Docker engine: f plays its part.
+func withCluster(
+	ctx context.Context, b *bench, nodes int, f func(*lab.Lab) ([]Result, error),
+) (results []Result, err error) {
 	dir, err := os.MkdirTemp(b.dir, "lab-")
 	if err != nil {
 		return nil, err

@@ -39,7 +39,8 @@ func dataPath(ctx context.Context, b *bench) ([]Result, error) {
 		target  float64
 	}{
 		{"UDP, CPU time per packet ÷ that in Docker's layout", udp, 2 * b.rounds, "µs", .90},
-		{"TCP request and response of 1 byte, p5 of the latency ÷ that in Docker's layout", latency(0), 2 * b.rounds, "µs", .93},
+		{"TCP request and response of 1 byte, p5 of the latency ÷ that in Docker's layout",
+			latency(0), 2 * b.rounds, "µs", .93},
 		{"the same with client and server on two CPUs (for information)", latency(1), b.rounds, "µs", 0},
 		{"TCP, time to transfer 64 MiB ÷ that in Docker's layout (for information)", transfer, b.rounds, "ms", 0},
 	} {

@@ -35,8 +35,9 @@ type node struct {
 	mac          vxlan.MAC
 }
 
-// A testbed is two nodes with one underlay between them and one container each. Both layouts are there at the same time,
-// over the same underlay, and each container has an interface in either, so that they can be measured in turns.
+// A testbed is two nodes with one underlay between them and one container each. Both layouts are there at the same
+// time, over the same underlay, and each container has an interface in either, so that they can be measured in
+// turns.
 type testbed struct {
 	nodes [2]*node
 	close []func()
@@ -107,9 +108,9 @@ func (b *testbed) underlay() error {
 	return errors.Join(left.addressed("ul", left.vtep.String()+"/24"), right.addressed("ul", right.vtep.String()+"/24"))
 }
 
-// dockerLayout makes on n what Docker's overlay driver makes (moby daemon/libnetwork/drivers/overlay, ov_network.go and
-// ov_utils.go): a namespace for the network with a bridge that has the gateway's address, a VXLAN device that learns and
-// answers ARP, and static entries for the peer. br_netfilter is left on, as it is in every new namespace.
+// dockerLayout makes on n what Docker's overlay driver makes (moby daemon/libnetwork/drivers/overlay, ov_network.go
+// and ov_utils.go): a namespace for the network with a bridge that has the gateway's address, a VXLAN device that
+// learns and answers ARP, and static entries for the peer. br_netfilter is left on, as it is in every new namespace.
 func (b *testbed) dockerLayout(n, peer *node) error {
 	sandbox, err := newHost()
 	if err != nil {
@@ -121,8 +122,9 @@ func (b *testbed) dockerLayout(n, peer *node) error {
 		VxlanId:   dockerVNI, Port: int(vxlan.DefaultPort), Learning: true, Proxy: true, L2miss: true, L3miss: true,
 	}
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", MTU: overlayMTU}}
-	if err := errors.Join(n.links.LinkAdd(tunnel), n.links.LinkSetNsFd(tunnel, int(sandbox.ns)), sandbox.links.LinkAdd(bridge),
-		sandbox.addressed("br0", "10.9.0.1/24")); err != nil {
+	err = errors.Join(n.links.LinkAdd(tunnel), n.links.LinkSetNsFd(tunnel, int(sandbox.ns)),
+		sandbox.links.LinkAdd(bridge), sandbox.addressed("br0", "10.9.0.1/24"))
+	if err != nil {
 		return err
 	}
 	moved, err := sandbox.links.LinkByName("vxlan0")

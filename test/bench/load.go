@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// busy returns which part of all CPUs' time was in use over a while. What else runs on the machine does little to a ratio,
-// but makes latencies longer, so it is shown beside them.
+// busy returns which part of all CPUs' time was in use over a while. What else runs on the machine does little to a
+// ratio, but makes latencies longer, so it is shown beside them.
 func busy(while time.Duration) (float64, error) {
 	before, err := readCPUTimes()
 	if err != nil {
@@ -35,8 +35,8 @@ func readCPUTimes() (cpuTimes, error) {
 	return parseCPUTimes(string(text))
 }
 
-// parseCPUTimes reads the first line of /proc/stat (man 5 proc): user, nice, system, idle, iowait, and the rest. The time of
-// guests, from the ninth number on, is part of user time already.
+// parseCPUTimes reads the first line of /proc/stat (man 5 proc): user, nice, system, idle, iowait, and the rest. The
+// time of guests, from the ninth number on, is part of user time already.
 func parseCPUTimes(stat string) (cpuTimes, error) {
 	line, _, _ := strings.Cut(stat, "\n")
 	fields := strings.Fields(line)

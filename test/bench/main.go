@@ -1,5 +1,5 @@
-// Command bench measures what netdriver promises, side by side with the alternative wherever there is one, and prints one
-// table. docs/benchmarks.md says what is measured and how to read it.
+// Command bench measures what netdriver promises, side by side with the alternative wherever there is one, and
+// prints one table. docs/benchmarks.md says what is measured and how to read it.
 //
 // A figure that misses its target does not fail the command: machines differ. A measurement that is broken does.
 package main
@@ -140,7 +140,8 @@ func runAll(ctx context.Context, b *bench, chosen *regexp.Regexp) ([]Result, err
 		}
 		began := time.Now()
 		got, err := m.run(ctx, b)
-		fmt.Printf("%s, %s, CPUs %.0f %% busy with other things before\n", m.name, time.Since(began).Round(time.Second), load*100)
+		took := time.Since(began).Round(time.Second)
+		fmt.Printf("%s, %s, CPUs %.0f %% busy with other things before\n", m.name, took, load*100)
 		for _, r := range got {
 			fmt.Println("  ", r)
 		}

@@ -11,9 +11,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/store/etcd"
 	"github.com/netdriver/netdriver/test/e2e/lab"
@@ -29,9 +29,9 @@ const (
 	attachedToFull = 100
 )
 
-// memory measures the resident memory of a daemon with the embedded etcd: with one network and no endpoint, and with 10,000
-// endpoints of another node in that network, which it therefore follows and has programmed. Then it attaches some endpoints
-// there, for what so large a network costs each of them.
+// memory measures the resident memory of a daemon with the embedded etcd: with one network and no endpoint, and with
+// 10,000 endpoints of another node in that network, which it therefore follows and has programmed. Then it attaches
+// some endpoints there, for what so large a network costs each of them.
 func memory(ctx context.Context, b *bench) ([]Result, error) {
 	return withCluster(ctx, b, 1, func(l *lab.Lab) ([]Result, error) {
 		n := l.Nodes[0]
@@ -93,8 +93,8 @@ func megabytes(status, name string) (float64, error) {
 	return 0, fmt.Errorf("no %s in the status of the process", name)
 }
 
-// fill writes what another node with 10,000 endpoints would have written, into the daemon's own etcd, and waits until the
-// daemon's kernel has all of it.
+// fill writes what another node with 10,000 endpoints would have written, into the daemon's own etcd, and waits
+// until the daemon's kernel has all of it.
 func fill(ctx context.Context, n *lab.Node) error {
 	ctx, cancel := context.WithTimeout(ctx, fillLimit)
 	defer cancel()
@@ -105,22 +105,23 @@ func fill(ctx context.Context, n *lab.Node) error {
 	if err != nil {
 		return err
 	}
-	err = populate(ctx, s)
+	vni, err := populate(ctx, s)
 	if err := errors.Join(err, s.Close()); err != nil {
 		return fmt.Errorf("write 10,000 endpoints: %w", err)
 	}
-	return programmed(ctx, n)
+	return programmed(ctx, n, vni)
 }
 
 // populate writes the records that 10,000 times CreateEndpoint and Join leave: endpoint, MAC claim and lease.
-func populate(ctx context.Context, s store.Store) error {
+// It returns the network's VNI.
+func populate(ctx context.Context, s store.Store) (vxlan.VNI, error) {
 	kv, err := s.Get(ctx, store.NetworkKey("bench"))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	nw, err := store.Decode[store.Network](kv)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	now := time.Now().UTC()
 	other := store.Node{
@@ -145,38 +146,27 @@ func populate(ctx context.Context, s store.Store) error {
 			store.Put(store.MACKey(nw.Name, e.MAC), []byte(e.ID)), store.Put(store.LeaseKey(subnet, at), store.Encode(lease)))
 		if len(ops) > store.MaxOps-3 || i == remoteEndpoints-1 {
 			if _, err := s.Commit(ctx, nil, ops...); err != nil {
-				return err
+				return 0, err
 			}
 			ops = nil
 		}
 	}
-	return nil
+	return nw.VNI, nil
 }
 
 // programmed waits until a node's bridge knows all 10,000 neighbours, which are the last entries of a plan.
-func programmed(ctx context.Context, n *lab.Node) error {
-	ns, err := networksOf(n)
+func programmed(ctx context.Context, n *lab.Node, vni vxlan.VNI) error {
+	kernel, err := kernelOf(n)
 	if err != nil {
 		return err
 	}
-	defer ns.Close()
-	handle, err := netlink.NewHandleAt(ns)
+	defer kernel.Close()
+	bridge, err := kernel.LinkByName(dataplane.BridgeName(vni))
 	if err != nil {
-		return err
-	}
-	defer handle.Close()
-	links, err := handle.LinkList()
-	if err != nil {
-		return err
-	}
-	var bridge int
-	for _, l := range links {
-		if l.Type() == "bridge" {
-			bridge = l.Attrs().Index
-		}
+		return fmt.Errorf("find the network's bridge: %w", err)
 	}
 	for {
-		have, err := handle.NeighList(bridge, unix.AF_INET)
+		have, err := kernel.NeighList(bridge.Attrs().Index, unix.AF_INET)
 		if err == nil && len(have) >= remoteEndpoints {
 			return nil
 		}

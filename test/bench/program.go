@@ -43,7 +43,9 @@ type target struct {
 
 // timeProgramming makes a fresh node and returns how long program took there, in milliseconds. Whatever the way, the
 // kernel must have every entry afterwards.
-func timeProgramming(ctx context.Context, dir string, program func(context.Context, *target) error) (ms float64, err error) {
+func timeProgramming(
+	ctx context.Context, dir string, program func(context.Context, *target) error,
+) (ms float64, err error) {
 	h, err := newHost()
 	if err != nil {
 		return 0, err

@@ -42,7 +42,8 @@ func propagating(ctx context.Context, b *bench) ([]Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		what := fmt.Sprintf("an endpoint reaches the FDB of %d nodes, at %d changes per second", clusterNodes, time.Second/changeEvery)
+		what := fmt.Sprintf("an endpoint reaches the FDB of %d nodes, at %d changes per second",
+			clusterNodes, time.Second/changeEvery)
 		return []Result{percentileResult(what, times, 99, "ms", 250)}, nil
 	})
 }

@@ -34,7 +34,8 @@ func ratioResult(what string, ours, theirs sample, unit string, target float64) 
 		Value:  pairs.median(),
 		Spread: fmt.Sprintf("p25–p75 %s–%s", figure(pairs.percentile(25), ""), figure(pairs.percentile(75), "")),
 		Target: target,
-		Detail: fmt.Sprintf("%s against %s, %d rounds", figure(ours.median(), unit), figure(theirs.median(), unit), len(pairs)),
+		Detail: fmt.Sprintf("%s against %s, %d rounds",
+			figure(ours.median(), unit), figure(theirs.median(), unit), len(pairs)),
 	}, nil
 }
 

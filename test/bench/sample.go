@@ -9,8 +9,8 @@ import (
 // A sample holds measured values in the order in which they were measured.
 type sample []float64
 
-// percentile returns the value that p per cent of the sample do not exceed (the nearest-rank method, so it is one that was
-// really measured). An empty sample has none: NaN.
+// percentile returns the value that p per cent of the sample do not exceed (the nearest-rank method, so it is one
+// that was really measured). An empty sample has none: NaN.
 func (s sample) percentile(p float64) float64 {
 	if len(s) == 0 {
 		return math.NaN()

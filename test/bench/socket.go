@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The traffic is made with blocking sockets and plain system calls on threads of its own: Go's network poller would move
-// work between threads, and the CPU time of a thread could not be told any more.
+// The traffic is made with blocking sockets and plain system calls on threads of its own: Go's network poller would
+// move work between threads, and the CPU time of a thread could not be told any more.
 
 // silence is how long a socket waits before the measurement counts as broken.
 const silence = 2 * time.Second
@@ -36,8 +36,8 @@ func socketIn(h *host, kind int) (fd int, err error) {
 	return fd, nil
 }
 
-// listener opens a socket in h that waits at addr for connections, or for packets if it is of kind SOCK_DGRAM, and returns
-// where.
+// listener opens a socket in h that waits at addr for connections, or for packets if it is of kind SOCK_DGRAM, and
+// returns where.
 func listener(h *host, kind int, addr netip.Addr) (fd int, at unix.Sockaddr, err error) {
 	if fd, err = socketIn(h, kind); err != nil {
 		return -1, nil, err
@@ -130,7 +130,8 @@ func (b *burst) receive(fd int) (int, error) {
 
 func (b *burst) do(call uintptr, fd, n, flags int) (int, error) {
 	for {
-		did, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&b.headers[0])), uintptr(n), uintptr(flags), 0, 0)
+		did, _, errno := unix.Syscall6(
+			call, uintptr(fd), uintptr(unsafe.Pointer(&b.headers[0])), uintptr(n), uintptr(flags), 0, 0)
 		if errno == 0 {
 			return int(did), nil
 		}

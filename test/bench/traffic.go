@@ -41,7 +41,8 @@ func udpCost(from, to *host, addr netip.Addr, packets int) (float64, error) {
 		return 0, err
 	}
 	defer unix.Close(out)
-	if err := errors.Join(unix.Connect(out, at), unix.SetsockoptInt(in, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)); err != nil {
+	err = errors.Join(unix.Connect(out, at), unix.SetsockoptInt(in, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20))
+	if err != nil {
 		return 0, fmt.Errorf("set up UDP sockets: %w", err)
 	}
 	kernelBefore, err := softirqTime()
@@ -137,8 +138,8 @@ func threadTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// softirqTime is the CPU time of all ksoftirqd threads, which take packets over when there are many: the first number of
-// /proc/PID/schedstat, in nanoseconds (Documentation/scheduler/sched-stats.rst).
+// softirqTime is the CPU time of all ksoftirqd threads, which take packets over when there are many: the first
+// number of /proc/PID/schedstat, in nanoseconds (Documentation/scheduler/sched-stats.rst).
 func softirqTime() (total time.Duration, err error) {
 	names, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
@@ -164,9 +165,9 @@ func softirqTime() (total time.Duration, err error) {
 }
 
 // requestResponse sends one byte over TCP and waits for one back, count times, and returns how long each took, in
-// microseconds. The client is on CPU 0, the server on CPU serverCPU: on the same one the time is that of the packets' way
-// and of switching between two threads, on another one half of it is waking that CPU up, which has nothing to do with the
-// network.
+// microseconds. The client is on CPU 0, the server on CPU serverCPU: on the same one the time is that of the
+// packets' way and of switching between two threads, on another one half of it is waking that CPU up, which has
+// nothing to do with the network.
 func requestResponse(from, to *host, addr netip.Addr, count, serverCPU int) (sample, error) {
 	client, server, err := connected(from, to, addr)
 	if err != nil {
@@ -199,8 +200,8 @@ func requestResponse(from, to *host, addr netip.Addr, count, serverCPU int) (sam
 	return times, errors.Join(a.err, b.err)
 }
 
-// again repeats a call that a signal has interrupted: the runtime sends its threads some, and a socket with a time limit
-// does not go on by itself then (man 7 signal).
+// again repeats a call that a signal has interrupted: the runtime sends its threads some, and a socket with a time
+// limit does not go on by itself then (man 7 signal).
 func again(call func(fd int, b []byte) (int, error), fd int, b []byte) (int, error) {
 	for {
 		n, err := call(fd, b)

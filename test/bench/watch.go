@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,25 +23,30 @@ func networksOf(n *lab.Node) (netns.NsHandle, error) {
 	return ns, nil
 }
 
-// devicesMade says whether a node's kernel has that many veth ports.
-func devicesMade(n *lab.Node, count int) error {
+// kernelOf opens a netlink socket in that namespace.
+func kernelOf(n *lab.Node) (*netlink.Handle, error) {
 	ns, err := networksOf(n)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer ns.Close()
-	handle, err := netlink.NewHandleAt(ns)
+	return netlink.NewHandleAt(ns)
+}
+
+// devicesMade says whether a node's kernel has that many veth ports.
+func devicesMade(n *lab.Node, count int) error {
+	kernel, err := kernelOf(n)
 	if err != nil {
 		return err
 	}
-	defer handle.Close()
-	links, err := handle.LinkList()
+	defer kernel.Close()
+	links, err := kernel.LinkList()
 	if err != nil {
 		return err
 	}
 	var veths int
 	for _, l := range links {
-		if l.Type() == "veth" && strings.HasPrefix(l.Attrs().Name, "ndp") {
+		if l.Type() == "veth" {
 			veths++
 		}
 	}
