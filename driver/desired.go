@@ -1,15 +1,14 @@
 package driver
 
 import (
-	"bytes"
 	"cmp"
+	"encoding/binary"
 	"maps"
 	"net/netip"
 	"slices"
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/store"
-	"github.com/netdriver/netdriver/vxlan"
 )
 
 // site is this node as the data plane sees it.
@@ -20,7 +19,8 @@ type site struct {
 }
 
 // desired says what this node's kernel should hold of one network: nothing, if the node is no member. It is pure: equal
-// records give equal states.
+// records give equal states. The entries are made in the order that dataplane.Network has them in: the flood list,
+// remote endpoints by MAC, local ones by id.
 func desired(me site, nw store.Network, nodes map[string]store.Node, endpoints map[string]store.Endpoint) dataplane.Network {
 	if !isMember(nw, me.node) {
 		return dataplane.Network{}
@@ -32,18 +32,22 @@ func desired(me site, nw store.Network, nodes map[string]store.Node, endpoints m
 		VXLAN: dataplane.VXLAN{
 			Present: true, Local: me.vtep, Underlay: me.underlay, Port: nw.Port, MTU: nw.MTU, Up: true, Enslaved: true,
 		},
-		FDB:        flood(me, nw, nodes),
+		FDB:        append(make([]dataplane.FDBEntry, 0, len(nw.Members)+2*len(endpoints)), flood(me, nw, nodes)...),
 		Neighbours: make([]dataplane.Neighbour, 0, len(endpoints)),
 	}
-	for _, e := range distinct(endpoints) {
+	var local []store.Endpoint
+	for _, k := range distinct(endpoints) {
+		e := endpoints[k.id]
 		if e.Node == me.node {
-			addLocal(&out, e)
+			local = append(local, e)
 		} else if vtep, ok := peerVTEP(me, nodes, e.Node); ok {
 			addRemote(&out, e, vtep)
 		}
 	}
-	slices.SortFunc(out.Ports, func(a, b dataplane.Port) int { return cmp.Compare(a.Endpoint, b.Endpoint) })
-	slices.SortFunc(out.FDB, compareFDB)
+	slices.SortFunc(local, func(a, b store.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
+	for _, e := range local {
+		addLocal(&out, e)
+	}
 	slices.SortFunc(out.Neighbours, func(a, b dataplane.Neighbour) int { return a.Address.Compare(b.Address) })
 	return out
 }
@@ -79,7 +83,7 @@ func flood(me site, nw store.Network, nodes map[string]store.Node) []dataplane.F
 		}
 	}
 	var out []dataplane.FDBEntry
-	for vtep := range maps.Keys(vteps) {
+	for _, vtep := range slices.SortedFunc(maps.Keys(vteps), netip.Addr.Compare) {
 		out = append(out, dataplane.FDBEntry{VTEP: vtep})
 	}
 	return out
@@ -95,23 +99,27 @@ func peerVTEP(me site, nodes map[string]store.Node, node string) (netip.Addr, bo
 	return n.VTEP, true
 }
 
+// macID is an endpoint's id with its MAC as a number, whose order is that of the bytes. Whole endpoints would be slow to
+// sort: there may be 10,000, at every change.
+type macID struct {
+	mac uint64
+	id  string
+}
+
 // distinct returns the endpoints in order of MAC. Claims in the store keep MACs distinct; should two records ever have
 // one all the same, the one with the lower id is used everywhere, so that nodes agree and no plan swings to and fro.
-func distinct(endpoints map[string]store.Endpoint) []store.Endpoint {
-	es := slices.SortedFunc(maps.Values(endpoints), func(a, b store.Endpoint) int {
-		return cmp.Or(bytes.Compare(a.MAC[:], b.MAC[:]), cmp.Compare(a.ID, b.ID))
-	})
-	return slices.CompactFunc(es, func(a, b store.Endpoint) bool { return a.MAC == b.MAC })
+func distinct(endpoints map[string]store.Endpoint) []macID {
+	keys := make([]macID, 0, len(endpoints))
+	for id, e := range endpoints {
+		var b [8]byte
+		copy(b[2:], e.MAC[:])
+		keys = append(keys, macID{binary.BigEndian.Uint64(b[:]), id})
+	}
+	slices.SortFunc(keys, func(a, b macID) int { return cmp.Or(cmp.Compare(a.mac, b.mac), cmp.Compare(a.id, b.id)) })
+	return slices.CompactFunc(keys, func(a, b macID) bool { return a.mac == b.mac })
 }
 
 // isMember says whether a node has a Docker network that stands for nw.
 func isMember(nw store.Network, node string) bool {
 	return slices.ContainsFunc(nw.Members, func(m store.Member) bool { return m.Node == node })
 }
-
-// compareFDB is the order of dataplane.Network.FDB.
-func compareFDB(a, b dataplane.FDBEntry) int {
-	return cmp.Or(cmp.Compare(a.Port, b.Port), compareMAC(a.MAC, b.MAC), a.VTEP.Compare(b.VTEP))
-}
-
-func compareMAC(a, b vxlan.MAC) int { return bytes.Compare(a[:], b[:]) }

@@ -100,22 +100,19 @@ func checkEndpointOptions(options map[string]any) error {
 func (d *Driver) publish(ctx context.Context, nw store.Network, e store.Endpoint) (int64, error) {
 	key := store.EndpointKey(nw.Name, e.ID)
 	for range retries {
-		kv, err := d.cfg.Store.Get(ctx, key)
-		if err == nil {
-			return kv.Modified, sameEndpoint(kv, e)
-		}
-		if !errors.Is(err, store.ErrNotFound) {
-			return 0, err
-		}
 		conds := []store.Cond{store.Exists(store.NetworkKey(nw.Name)), store.Absent(key), store.Absent(store.MACKey(nw.Name, e.MAC))}
 		ops := []store.Op{store.Put(key, store.Encode(e)), store.Put(store.MACKey(nw.Name, e.MAC), []byte(e.ID))}
-		conds, ops, err = d.attachLeases(ctx, nw, e, conds, ops)
+		conds, ops, err := d.attachLeases(ctx, nw, e, conds, ops)
 		if err != nil {
 			return 0, err
 		}
 		revision, err := d.cfg.Store.Commit(ctx, conds, ops...)
 		if !errors.Is(err, store.ErrConflict) {
 			return revision, err
+		}
+		kv, err := d.cfg.Store.Get(ctx, key)
+		if err == nil {
+			return kv.Modified, sameEndpoint(kv, e)
 		}
 		if err := d.explain(ctx, nw, e); err != nil {
 			return 0, err

@@ -36,9 +36,11 @@ type appliedNetwork struct {
 	vni vxlan.VNI
 	// size is how many ports and entries it has.
 	size int
-	// revision of the records that the kernel agrees with.
-	revision int64
-	problem  error
+	// revision of the records that the kernel agrees with, and the mirror's generation of them; the latter is 0 if the
+	// kernel is in doubt.
+	revision   int64
+	generation uint64
+	problem    error
 }
 
 // Run registers the node and keeps the kernel as the store says until ctx ends. It returns early only if the node must
@@ -67,6 +69,7 @@ func (d *Driver) follow(ctx context.Context) {
 			d.syncAll(ctx, d.cfg.Mirror.TakeChanged())
 		case vni := <-d.cfg.Plane.Drifted():
 			if name, ok := d.nameOf(vni); ok {
+				d.doubt(name)
 				d.syncAll(ctx, []string{name})
 			}
 		case <-tick.C:
@@ -80,8 +83,9 @@ func (d *Driver) check(ctx context.Context) {
 	d.applied.mu.Lock()
 	known := maps.Clone(d.applied.networks)
 	d.applied.mu.Unlock()
-	for _, a := range known {
+	for name, a := range known {
 		d.cfg.Plane.Refresh(a.vni)
+		d.doubt(name)
 	}
 	d.syncAll(ctx, slices.Collect(maps.Keys(known)))
 	d.sweep(ctx)
@@ -136,7 +140,7 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 	unlock := d.locks.lock(network)
 	defer unlock()
 	if !d.owned() {
-		d.note(dataplane.Network{Name: network}, 0, ErrDisowned)
+		d.note(dataplane.Network{Name: network}, 0, 0, ErrDisowned)
 		return fmt.Errorf("network %s: %w", network, ErrDisowned)
 	}
 	if !d.isMine(network) {
@@ -146,11 +150,14 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 	if !d.cfg.Mirror.Synced(network) {
 		return nil // Changes names the network once it is
 	}
-	revision := d.cfg.Mirror.Revision(network)
+	revision, generation := d.cfg.Mirror.Revision(network), d.cfg.Mirror.Generation(network)
+	if d.isApplied(network, generation) {
+		return nil
+	}
 	want := d.want(network)
 	if d.shrinks(want) {
 		if err := d.confirm(ctx); err != nil {
-			d.note(want, 0, err)
+			d.note(want, 0, 0, err)
 			return fmt.Errorf("network %s: %w", network, err)
 		}
 	}
@@ -160,7 +167,7 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 	if err != nil {
 		err = fmt.Errorf("make network %s on this node: %w", network, err)
 	}
-	d.note(want, revision, err)
+	d.note(want, revision, generation, err)
 	return err
 }
 
@@ -182,7 +189,7 @@ func (d *Driver) drop(ctx context.Context, network string) error {
 		return nil
 	}
 	if err := d.confirm(ctx); err != nil {
-		d.note(dataplane.Network{Name: network}, 0, err)
+		d.note(dataplane.Network{Name: network}, 0, 0, err)
 		return fmt.Errorf("network %s: %w", network, err)
 	}
 	d.cfg.Mirror.Unfollow(network)
@@ -224,14 +231,15 @@ func (d *Driver) shrinks(want dataplane.Network) bool {
 
 // note remembers the outcome of applying a network. A failure keeps what was reached before, and is noted only of
 // networks that are here.
-func (d *Driver) note(want dataplane.Network, revision int64, problem error) {
+func (d *Driver) note(want dataplane.Network, revision int64, generation uint64, problem error) {
 	d.applied.mu.Lock()
 	defer d.applied.mu.Unlock()
 	a, here := d.applied.networks[want.Name]
-	if problem == nil && a.revision == revision && a.problem == nil || !here && want.VNI == 0 {
+	if !here && want.VNI == 0 {
 		return
 	}
-	if problem == nil {
+	d.applied.changed = d.applied.changed || problem != nil || a.problem != nil || a.revision != revision
+	if a.generation = generation; problem == nil {
 		a.revision, a.size = revision, size(want)
 	}
 	if want.VNI != 0 {
@@ -239,7 +247,24 @@ func (d *Driver) note(want dataplane.Network, revision int64, problem error) {
 	}
 	a.problem = problem
 	d.applied.networks[want.Name] = a
-	d.applied.changed = true
+}
+
+// isApplied says whether the kernel has been made as the records of that generation want it, and is not in doubt.
+func (d *Driver) isApplied(network string, generation uint64) bool {
+	d.applied.mu.Lock()
+	defer d.applied.mu.Unlock()
+	a, here := d.applied.networks[network]
+	return here && a.problem == nil && a.generation == generation && generation != 0
+}
+
+// doubt makes the next apply of a network look at the kernel, whatever the records say.
+func (d *Driver) doubt(network string) {
+	d.applied.mu.Lock()
+	defer d.applied.mu.Unlock()
+	if a, here := d.applied.networks[network]; here {
+		a.generation = 0
+		d.applied.networks[network] = a
+	}
 }
 
 // sweep removes networks of ours from the kernel that no record wants: what a daemon left behind that was killed between

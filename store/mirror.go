@@ -44,6 +44,9 @@ type Mirror struct {
 	// revisions are those of the last change of a network's own records, nodeRevision that of a node's address.
 	revisions    map[string]int64
 	nodeRevision int64
+	// generations number the changes that were marked, each network having that of its last; see Generation.
+	generations    map[string]uint64
+	lastGeneration uint64
 }
 
 // NewMirror returns a mirror of s that follows no network yet. It is empty until Run runs.
@@ -64,6 +67,8 @@ func NewMirror(s Store, log *slog.Logger) *Mirror {
 		moved:     make(chan struct{}),
 		changed:   make(map[string]bool),
 		revisions: make(map[string]int64),
+
+		generations: make(map[string]uint64),
 	}
 	for _, f := range m.base() {
 		m.follows[f.prefix] = f
@@ -189,6 +194,15 @@ func (m *Mirror) Revision(network string) int64 {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return max(m.revisions[network], m.nodeRevision)
+}
+
+// Generation returns a number that grows with each change that TakeChanged would name network for. As long as it stays
+// the same, Read shows the same of that network. Revision does not tell that: the watches are separate, and one may
+// deliver a change that is older than what another has delivered already.
+func (m *Mirror) Generation(network string) uint64 {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.generations[network]
 }
 
 // Bad returns the keys whose present record could not be decoded, with the reason.

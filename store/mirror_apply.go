@@ -269,6 +269,8 @@ func (m *Mirror) firstSync(f *follow) {
 
 func (m *Mirror) mark(network string) {
 	m.changed[network] = true
+	m.lastGeneration++
+	m.generations[network] = m.lastGeneration
 	select {
 	case m.changes <- struct{}{}:
 	default:
@@ -281,6 +283,7 @@ func (m *Mirror) forget(network string) {
 	_, followed := m.records.Endpoints[network]
 	if !there && !followed {
 		delete(m.revisions, network)
+		delete(m.generations, network)
 	}
 }
 

@@ -115,7 +115,8 @@ func kind(v dataplane.Verb) string {
 		dataplane.AddBridge: "add_bridge", dataplane.AddVXLAN: "add_vxlan", dataplane.AddPort: "add_port",
 		dataplane.SetMaster: "set_master",
 		dataplane.SetFlags:  "set_flags", dataplane.SetMTU: "set_mtu", dataplane.SetUp: "set_up", dataplane.PutFDB: "put_fdb",
-		dataplane.PutNeighbour: "put_neighbour", dataplane.DelFDB: "del_fdb", dataplane.DelNeighbour: "del_neighbour",
+		dataplane.PutNeighbour: "put_neighbour", dataplane.Announce: "announce",
+		dataplane.DelFDB: "del_fdb", dataplane.DelNeighbour: "del_neighbour",
 		dataplane.DelLink: "del_link",
 	}
 	if name, ok := names[v]; ok {
