@@ -43,7 +43,7 @@ e2e: build ## end-to-end tests on real Docker hosts; T=REGEXP chooses some (root
 	go test -tags e2e -count=1 -v -timeout 30m -run '$(T)' ./test/e2e/...
 
 .PHONY: bench
-bench: build ## side by side with Docker's own drivers; writes docs/benchmarks.md (root)
+bench: build ## side by side with the layout of Docker's overlay (root)
 	go run ./test/bench
 
 .PHONY: fuzz

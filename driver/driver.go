@@ -81,6 +81,8 @@ type Driver struct {
 
 	// registered is closed once the mirror shows this node's record.
 	registered chan struct{}
+	// joins are to be recorded by recordJoins.
+	joins chan joined
 	// locks has one lock per network, held while its state is computed and applied.
 	locks keyed
 	// applied is what this node's kernel has; see reconcile.go.
@@ -104,6 +106,7 @@ func New(cfg Config) *Driver {
 		log:  cfg.Log,
 
 		registered: make(chan struct{}),
+		joins:      make(chan joined, joinQueue),
 		applied:    applied{networks: map[string]appliedNetwork{}},
 	}
 }

@@ -10,14 +10,10 @@ import (
 
 	"github.com/docker/go-plugins-helpers/network"
 
-	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
 )
-
-// interfacePrefix begins the interface's name inside the container; libnetwork adds the number.
-const interfacePrefix = "eth"
 
 // createEndpoint records an endpoint, which publishes it to all nodes, and makes its interface. The answer has only what
 // the request left open: libnetwork refuses to be answered what it gave (moby daemon/libnetwork/drivers/remote/driver.go).
@@ -187,56 +183,6 @@ func (d *Driver) explain(ctx context.Context, nw store.Network, e store.Endpoint
 // endpointOperInfo: a 404 here would fail the container's start, so the answer is always empty and never an error.
 func (d *Driver) endpointOperInfo(context.Context, *plugin.Empty) (network.InfoResponse, error) {
 	return network.InfoResponse{Value: map[string]string{}}, nil
-}
-
-// join hands the interface to Docker. No gateway is named, so that Docker connects the container to docker_gwbridge for
-// NAT and published ports, unless the network is internal.
-func (d *Driver) join(ctx context.Context, req *network.JoinRequest) (*network.JoinResponse, error) {
-	ctx, cancel, err := d.begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer cancel()
-	nw, err := d.networkOf(ctx, req.NetworkID)
-	if err != nil {
-		return nil, err
-	}
-	if err := d.handOver(ctx, nw, req.EndpointID); err != nil {
-		return nil, fmt.Errorf("join endpoint %s to network %s: %w", req.EndpointID, nw.Name, err)
-	}
-	return &network.JoinResponse{
-		InterfaceName: network.InterfaceName{SrcName: dataplane.ContainerEnd(req.EndpointID), DstPrefix: interfacePrefix},
-	}, nil
-}
-
-// handOver sees to it that the endpoint's interface exists and records that Docker has it from now on.
-func (d *Driver) handOver(ctx context.Context, nw store.Network, id string) error {
-	if err := store.CheckID("endpoint", id); err != nil {
-		return err
-	}
-	kv, err := d.cfg.Store.Get(ctx, store.EndpointKey(nw.Name, id))
-	if errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("it is %w; start the container again", ErrUnknown)
-	}
-	if err != nil {
-		return err
-	}
-	e, err := store.Decode[store.Endpoint](kv)
-	if err != nil {
-		return err
-	}
-	if e.Node != d.site.node {
-		return fmt.Errorf("it is an endpoint of node %s", e.Node)
-	}
-	if e.Phase == store.PhaseJoined {
-		return nil
-	}
-	if err := d.await(ctx, nw.Name, kv.Key, kv.Modified); err != nil {
-		return err
-	}
-	e.Phase = store.PhaseJoined
-	_, err = d.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, store.Put(kv.Key, store.Encode(e)))
-	return err
 }
 
 // deleteEndpoint withdraws an endpoint. What does not exist is no error, since Docker ignores errors here and may ask again.

@@ -190,6 +190,12 @@ func TestARebootedHostMakesNetworksAnewButNoInterfaceForAContainerThatIsGone(t *
 	if _, err := h.run(n, container{id: "e1", mac: macN(1)}); err != nil {
 		t.Fatal(err)
 	}
+	h.eventually("the join is recorded", func() error {
+		if e := record[store.Endpoint](t, h.mem, store.EndpointKey("web", "e1")); e.Phase != store.PhaseJoined {
+			return fmt.Errorf("phase %s", e.Phase)
+		}
+		return nil
+	})
 	h.kernel = dataplane.NewFake()
 	h.restart()
 	h.eventually("the network is back", func() error {

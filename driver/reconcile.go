@@ -52,6 +52,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { d.follow(ctx); return nil })
 	g.Go(func() error { d.report(ctx); return nil })
+	g.Go(func() error { d.recordJoins(ctx); return nil })
 	g.Go(func() error { d.clean(ctx); return nil })
 	return g.Wait()
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/netdriver/netdriver/store"
 )
 
-// statusEvery is how often a node says at most what it has applied, so that many changes cost few writes.
-const statusEvery = 250 * time.Millisecond
+// statusEvery is how often a node says at most what it has applied, so that many changes cost few writes: each is one
+// to the disk, and may hold up one that a container waits for.
+const statusEvery = time.Second
 
 // retryEvery is the pause between two attempts to reach a store that is away.
 const retryEvery = time.Second

@@ -1,0 +1,125 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/docker/go-plugins-helpers/network"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/store"
+)
+
+// interfacePrefix begins the interface's name inside the container; libnetwork adds the number.
+const interfacePrefix = "eth"
+
+// join hands the interface to Docker. No gateway is named, so that Docker connects the container to docker_gwbridge for
+// NAT and published ports, unless the network is internal.
+func (d *Driver) join(ctx context.Context, req *network.JoinRequest) (*network.JoinResponse, error) {
+	ctx, cancel, err := d.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	nw, err := d.networkOf(ctx, req.NetworkID)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.handOver(ctx, nw, req.EndpointID); err != nil {
+		return nil, fmt.Errorf("join endpoint %s to network %s: %w", req.EndpointID, nw.Name, err)
+	}
+	return &network.JoinResponse{
+		InterfaceName: network.InterfaceName{SrcName: dataplane.ContainerEnd(req.EndpointID), DstPrefix: interfacePrefix},
+	}, nil
+}
+
+// joinQueue is how many joins may wait for being recorded; beyond it, Join itself records its endpoint.
+const joinQueue = 256
+
+// joined is an endpoint whose interface Docker has.
+type joined struct{ network, endpoint string }
+
+// handOver sees to it that the endpoint's interface exists, and has it recorded that Docker has it from now on. Docker
+// need not wait for that record: without it, a daemon that starts anew would only make the interface of a container that
+// is gone, until Docker deletes the endpoint.
+func (d *Driver) handOver(ctx context.Context, nw store.Network, id string) error {
+	if err := store.CheckID("endpoint", id); err != nil {
+		return err
+	}
+	if err := d.sync(ctx, nw.Name); err != nil {
+		return err
+	}
+	var e store.Endpoint
+	d.cfg.Mirror.Read(func(r *store.Records) { e = r.Endpoints[nw.Name][id] })
+	switch {
+	case e.ID == "":
+		return fmt.Errorf("it is %w; start the container again", ErrUnknown)
+	case e.Node != d.site.node:
+		return fmt.Errorf("it is an endpoint of node %s", e.Node)
+	case e.Phase == store.PhaseJoined:
+		return nil
+	}
+	j := joined{nw.Name, id}
+	select {
+	case d.joins <- j:
+		return nil
+	default:
+		return d.recordJoin(ctx, j)
+	}
+}
+
+// joinDelay is how long joins are collected before they are recorded. A container's start waits for three calls in a row;
+// their disk writes should not queue behind one that nobody waits for.
+const joinDelay = 2 * time.Second
+
+// recordJoins records joins until ctx ends, those of one delay side by side, which etcd writes to its log together.
+func (d *Driver) recordJoins(ctx context.Context) {
+	tick := time.NewTicker(joinDelay)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var g errgroup.Group
+		for range len(d.joins) {
+			j := <-d.joins
+			g.Go(func() error {
+				if err := d.recordJoin(ctx, j); err != nil && ctx.Err() == nil {
+					d.log.Warn("cannot record that Docker has an interface", "network", j.network, "endpoint", j.endpoint, "error", err)
+				}
+				return nil
+			})
+		}
+		_ = g.Wait() // the functions return nil
+	}
+}
+
+// recordJoin records that Docker has an endpoint's interface. An endpoint that is gone again needs no record.
+func (d *Driver) recordJoin(ctx context.Context, j joined) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	for range retries {
+		kv, err := d.cfg.Store.Get(ctx, store.EndpointKey(j.network, j.endpoint))
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		e, err := store.Decode[store.Endpoint](kv)
+		if err != nil {
+			return err
+		}
+		e.Phase = store.PhaseJoined
+		_, err = d.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, store.Put(kv.Key, store.Encode(e)))
+		if !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w %d times", store.ErrConflict, retries)
+}
