@@ -66,16 +66,7 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	}
 	log.Info(
 		"netdriver starts",
-		"version",
-		node.Version,
-		"node",
-		node.Name,
-		"vtep",
-		node.VTEP,
-		"underlay",
-		under.Device,
-		"mtu",
-		under.MTU,
+		"version", node.Version, "node", node.Name, "vtep", node.VTEP, "underlay", under.Device, "mtu", under.MTU,
 	)
 	err = runAll(ctx, parts)
 	log.Info("netdriver ends; networks and containers stay")
