@@ -173,7 +173,7 @@ func openTruth(ctx context.Context, cfg config.Config, log *slog.Logger) (*truth
 		if err != nil {
 			return nil, err
 		}
-		dial.Endpoints = []string{t.server.Endpoint()}
+		dial.Endpoints, dial.Server = []string{t.server.Endpoint()}, t.server
 	} else if cfg.StoreCA != "" {
 		if dial.TLS, err = etcd.ClientTLS(cfg.StoreCA, cfg.StoreCert, cfg.StoreKey); err != nil {
 			return nil, err

@@ -17,6 +17,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/namespace"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 
 	"github.com/netdriver/netdriver/store"
@@ -41,6 +42,8 @@ type Config struct {
 	// Cluster names the cluster; all keys are under /netdriver/CLUSTER/.
 	Cluster string
 	Log     *slog.Logger
+	// Server, if it is set, is in this process: it is called directly, without a connection, and Endpoints only name it.
+	Server *Server
 	// AliveTTL is DefaultAliveTTL if zero. etcd counts it in whole seconds, at least 2.
 	AliveTTL time.Duration
 }
@@ -52,8 +55,8 @@ type Config struct {
 type Client struct {
 	cfg     Config
 	etcd    *clientv3.Client
+	prefix  string
 	kv      clientv3.KV
-	watcher clientv3.Watcher
 	link    *link
 	alive   *alive
 	history *history
@@ -78,7 +81,33 @@ func Dial(cfg Config) (*Client, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	l := &link{}
-	e, err := clientv3.New(clientv3.Config{
+	e, err := connect(ctx, cfg, l)
+	if err != nil {
+		stop()
+		return nil, fmt.Errorf("store at %s: %w", strings.Join(cfg.Endpoints, ", "), err)
+	}
+	prefix := "/netdriver/" + cfg.Cluster + "/"
+	c := &Client{
+		cfg:    cfg,
+		etcd:   e,
+		prefix: prefix,
+		kv:     namespace.NewKV(e.KV, prefix),
+		link:   l,
+		stop:   stop,
+	}
+	c.alive = newAlive(c)
+	c.history = newHistory(c)
+	c.wg.Go(func() { c.alive.run(ctx) })
+	c.wg.Go(func() { c.history.run(ctx) })
+	return c, nil
+}
+
+// connect returns etcd's own client: of the server in this process, or of one behind a connection.
+func connect(ctx context.Context, cfg Config, l *link) (*clientv3.Client, error) {
+	if cfg.Server != nil {
+		return v3client.New(cfg.Server.etcd.Server), nil
+	}
+	return clientv3.New(clientv3.Config{
 		Context:              ctx,
 		Endpoints:            cfg.Endpoints,
 		TLS:                  cfg.TLS,
@@ -87,24 +116,6 @@ func Dial(cfg Config) (*Client, error) {
 		DialOptions:          l.options(),
 		Logger:               zap.NewNop(), // it warns of each retry; callers get the errors
 	})
-	if err != nil {
-		stop()
-		return nil, fmt.Errorf("store at %s: %w", strings.Join(cfg.Endpoints, ", "), err)
-	}
-	prefix := "/netdriver/" + cfg.Cluster + "/"
-	c := &Client{
-		cfg:     cfg,
-		etcd:    e,
-		kv:      namespace.NewKV(e.KV, prefix),
-		watcher: namespace.NewWatcher(e.Watcher, prefix),
-		link:    l,
-		stop:    stop,
-	}
-	c.alive = newAlive(c)
-	c.history = newHistory(c)
-	c.wg.Go(func() { c.alive.run(ctx) })
-	c.wg.Go(func() { c.history.run(ctx) })
-	return c, nil
 }
 
 // Close gives up what PutAlive wrote and closes the connection.

@@ -21,6 +21,30 @@ func TestEmbedded(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Store { return h.connect(t, nil) })
 }
 
+// The daemon that carries the store calls it without a connection.
+func TestEmbeddedInThisProcess(t *testing.T) {
+	t.Parallel()
+	h := startHost(t, nil)
+	open := func(t *testing.T) store.Store {
+		return dialTest(t, Config{Endpoints: []string{h.server.Endpoint()}, Server: h.server})
+	}
+	storetest.RunWithoutFaults(t, open)
+	t.Run("WatchesOfOneKeyDoNotDisturbEachOther", func(t *testing.T) {
+		s := open(t)
+		first, second := s.Watch(t.Context(), "a/"), s.Watch(t.Context(), "a/")
+		<-first
+		<-second
+		if _, err := s.Commit(t.Context(), nil, store.Put("a/1", []byte("x"))); err != nil {
+			t.Fatal(err)
+		}
+		for i, w := range []<-chan store.Batch{first, second} {
+			if b := <-w; len(b.Events) != 1 || b.Events[0].KV.Key != "a/1" {
+				t.Errorf("watch %d: %+v", i, b)
+			}
+		}
+	})
+}
+
 func TestRemoteOverMutualTLS(t *testing.T) {
 	t.Parallel()
 	certificate := authority(t)

@@ -43,7 +43,7 @@ func (c *Client) stream(ctx context.Context, prefix string, revision int64, lost
 	// A member that has lost its cluster would be silent for ever: with a leader required, the watch moves to another.
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	responses := c.watcher.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1), clientv3.WithFragment())
+	responses := c.etcd.Watch(ctx, c.prefix+prefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1), clientv3.WithFragment())
 	for {
 		select {
 		case <-lost:
@@ -75,18 +75,19 @@ func (c *Client) stream(ctx context.Context, prefix string, revision int64, lost
 	}
 }
 
-// batch translates a response. The header's revision may be ahead of the events of a watch that catches up, so that the
+// batch translates a response. Its keys are whole: etcd's namespace.NewWatcher would shorten them in place, and a server in
+// this process hands the same events to every watch. The header's revision may be ahead of the events of a watch that catches up, so that the
 // last event's counts.
 func (c *Client) batch(r clientv3.WatchResponse) store.Batch {
 	c.history.note(r.Header)
 	b := store.Batch{Events: make([]store.Event, 0, len(r.Events))}
 	for _, e := range r.Events {
+		kv := record(e.Kv)
+		kv.Key = kv.Key[len(c.prefix):]
 		if e.Type == clientv3.EventTypeDelete {
-			kv := store.KV{Key: string(e.Kv.Key), Modified: e.Kv.ModRevision}
-			b.Events = append(b.Events, store.Event{KV: kv, Deleted: true})
-		} else {
-			b.Events = append(b.Events, store.Event{KV: record(e.Kv)})
+			kv = store.KV{Key: kv.Key, Modified: kv.Modified}
 		}
+		b.Events = append(b.Events, store.Event{KV: kv, Deleted: e.Type == clientv3.EventTypeDelete})
 	}
 	b.Revision = b.Events[len(b.Events)-1].KV.Modified
 	return b

@@ -29,12 +29,28 @@ type Store interface {
 	Compact()
 }
 
+// test is one promise of store.Store.
+type test[S store.Store] struct {
+	name string
+	run  func(t *testing.T, s S)
+}
+
 // Run runs the suite. open returns an empty store for one test.
 func Run(t *testing.T, open func(t *testing.T) Store) {
-	for _, test := range []struct {
-		name string
-		run  func(t *testing.T, s Store)
-	}{
+	RunWithoutFaults(t, func(t *testing.T) store.Store { return open(t) })
+	for _, test := range []test[Store]{
+		{"CallsFailWhileTheStoreIsAway", callsFailWhileTheStoreIsAway},
+		{"CallWaitsForTheStoreToReturn", callWaitsForTheStoreToReturn},
+		{"WatchResetsAfterCompaction", watchResetsAfterCompaction},
+		{"WatchCatchesUpAfterAnOutage", watchCatchesUpAfterAnOutage},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
+	}
+}
+
+// RunWithoutFaults runs what can be asked of a store that cannot be cut off, such as one in this process.
+func RunWithoutFaults(t *testing.T, open func(t *testing.T) store.Store) {
+	for _, test := range []test[store.Store]{
 		{"GetReturnsWhatWasWritten", getReturnsWhatWasWritten},
 		{"ListIsOrderedAndStopsAtThePrefix", listIsOrderedAndStopsAtThePrefix},
 		{"LongListIsComplete", longListIsComplete},
@@ -49,21 +65,17 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"NoUpdateIsLost", noUpdateIsLost},
 		{"AliveKeyIsAKey", aliveKeyIsAKey},
 		{"EndedContextEndsCalls", endedContextEndsCalls},
-		{"CallsFailWhileTheStoreIsAway", callsFailWhileTheStoreIsAway},
-		{"CallWaitsForTheStoreToReturn", callWaitsForTheStoreToReturn},
 		{"WatchBeginsWithTheContent", watchBeginsWithTheContent},
 		{"WatchDeliversWholeTransactions", watchDeliversWholeTransactions},
 		{"WatchHearsOnlyItsPrefix", watchHearsOnlyItsPrefix},
 		{"WatchMissesNothing", watchMissesNothing},
 		{"WatchEndsWithItsContext", watchEndsWithItsContext},
-		{"WatchResetsAfterCompaction", watchResetsAfterCompaction},
-		{"WatchCatchesUpAfterAnOutage", watchCatchesUpAfterAnOutage},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
 	}
 }
 
-func getReturnsWhatWasWritten(t *testing.T, s Store) {
+func getReturnsWhatWasWritten(t *testing.T, s store.Store) {
 	first := commit(t, s, nil, store.Put("a", []byte("1")))
 	second := commit(t, s, nil, store.Put("a", []byte("2")))
 	want := store.KV{Key: "a", Value: []byte("2"), Created: first, Modified: second}
@@ -80,7 +92,7 @@ func getReturnsWhatWasWritten(t *testing.T, s Store) {
 	}
 }
 
-func listIsOrderedAndStopsAtThePrefix(t *testing.T, s Store) {
+func listIsOrderedAndStopsAtThePrefix(t *testing.T, s store.Store) {
 	for _, k := range []string{"b/2", "b/10", "b", "c/1", "a/1", "b/1", "b0"} {
 		commit(t, s, nil, store.Put(k, []byte(k)))
 	}
@@ -104,7 +116,7 @@ func listIsOrderedAndStopsAtThePrefix(t *testing.T, s Store) {
 	}
 }
 
-func longListIsComplete(t *testing.T, s Store) {
+func longListIsComplete(t *testing.T, s store.Store) {
 	const n = 2500
 	fill(t, s, "long/", n)
 	commit(t, s, nil, store.Put("longer", nil))
@@ -119,7 +131,7 @@ func longListIsComplete(t *testing.T, s Store) {
 	}
 }
 
-func conditionsDecide(t *testing.T, s Store) {
+func conditionsDecide(t *testing.T, s store.Store) {
 	commit(t, s, nil, store.Put("there", []byte("old")))
 	old := get(t, s, "there")
 	commit(t, s, nil, store.Put("there", []byte("new")))
@@ -146,7 +158,7 @@ func conditionsDecide(t *testing.T, s Store) {
 	}
 }
 
-func failedTransactionChangesNothing(t *testing.T, s Store) {
+func failedTransactionChangesNothing(t *testing.T, s store.Store) {
 	commit(t, s, nil, store.Put("keep", []byte("1")))
 	before, rev := list(t, s, "")
 	_, err := s.Commit(t.Context(), []store.Cond{store.Absent("keep")}, store.Put("new", nil), store.Delete("keep"))
@@ -159,7 +171,7 @@ func failedTransactionChangesNothing(t *testing.T, s Store) {
 	}
 }
 
-func eachTransactionIsOneRevision(t *testing.T, s Store) {
+func eachTransactionIsOneRevision(t *testing.T, s store.Store) {
 	_, before := list(t, s, "")
 	rev := commit(t, s, nil, store.Put("a", nil), store.Put("b", nil))
 	if rev != before+1 || get(t, s, "a").Modified != rev || get(t, s, "b").Modified != rev {
@@ -173,7 +185,7 @@ func eachTransactionIsOneRevision(t *testing.T, s Store) {
 	}
 }
 
-func deletePrefixRemovesAllUnderIt(t *testing.T, s Store) {
+func deletePrefixRemovesAllUnderIt(t *testing.T, s store.Store) {
 	for _, k := range []string{"p/1", "p/2", "p", "p0", "q/1"} {
 		commit(t, s, nil, store.Put(k, nil))
 	}
@@ -184,7 +196,7 @@ func deletePrefixRemovesAllUnderIt(t *testing.T, s Store) {
 	}
 }
 
-func invalidRequestsAreRefused(t *testing.T, s Store) {
+func invalidRequestsAreRefused(t *testing.T, s store.Store) {
 	ops := make([]store.Op, store.MaxOps+1)
 	conds := make([]store.Cond, store.MaxOps+1)
 	for i := range ops {
@@ -221,7 +233,7 @@ func invalidRequestsAreRefused(t *testing.T, s Store) {
 	}
 }
 
-func largestRequestsAreAccepted(t *testing.T, s Store) {
+func largestRequestsAreAccepted(t *testing.T, s store.Store) {
 	ops := make([]store.Op, store.MaxOps)
 	conds := make([]store.Cond, store.MaxOps)
 	for i := range ops {
@@ -234,7 +246,7 @@ func largestRequestsAreAccepted(t *testing.T, s Store) {
 	commit(t, s, nil, store.Put("a", make([]byte, store.MaxValue)), store.Put("b", make([]byte, rest)))
 }
 
-func valuesAreCopied(t *testing.T, s Store) {
+func valuesAreCopied(t *testing.T, s store.Store) {
 	value := []byte("abc")
 	commit(t, s, nil, store.Put("k", value))
 	value[0] = 'X'
@@ -246,7 +258,7 @@ func valuesAreCopied(t *testing.T, s Store) {
 	}
 }
 
-func oneOfManyClaimsWins(t *testing.T, s Store) {
+func oneOfManyClaimsWins(t *testing.T, s store.Store) {
 	const claimants = 16
 	var wg sync.WaitGroup
 	errs := make([]error, claimants)
@@ -272,7 +284,7 @@ func oneOfManyClaimsWins(t *testing.T, s Store) {
 	}
 }
 
-func noUpdateIsLost(t *testing.T, s Store) {
+func noUpdateIsLost(t *testing.T, s store.Store) {
 	const writers, each = 8, 10
 	commit(t, s, nil, store.Put("list", nil))
 	var wg sync.WaitGroup
@@ -290,7 +302,7 @@ func noUpdateIsLost(t *testing.T, s Store) {
 }
 
 // appendOne adds a byte to the value of key, however often another writer is first.
-func appendOne(t *testing.T, s Store, key string) {
+func appendOne(t *testing.T, s store.Store, key string) {
 	for {
 		kv, err := s.Get(t.Context(), key)
 		if err == nil {
@@ -306,7 +318,7 @@ func appendOne(t *testing.T, s Store, key string) {
 	}
 }
 
-func aliveKeyIsAKey(t *testing.T, s Store) {
+func aliveKeyIsAKey(t *testing.T, s store.Store) {
 	rev := commit(t, s, []store.Cond{store.Absent("alive/a")}, store.PutAlive("alive/a", []byte("1")))
 	want := store.KV{Key: "alive/a", Value: []byte("1"), Created: rev, Modified: rev}
 	if diff := cmp.Diff(want, get(t, s, "alive/a")); diff != "" {
@@ -319,7 +331,7 @@ func aliveKeyIsAKey(t *testing.T, s Store) {
 }
 
 // calls are all methods that ask the store once.
-func calls(s Store) map[string]func(context.Context) error {
+func calls(s store.Store) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
 		"get":   func(ctx context.Context) error { _, err := s.Get(ctx, "k"); return err },
 		"list":  func(ctx context.Context) error { _, _, err := s.List(ctx, "k"); return err },
@@ -335,7 +347,7 @@ func calls(s Store) map[string]func(context.Context) error {
 	}
 }
 
-func endedContextEndsCalls(t *testing.T, s Store) {
+func endedContextEndsCalls(t *testing.T, s store.Store) {
 	commit(t, s, nil, store.Put("k", nil))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

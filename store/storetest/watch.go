@@ -94,7 +94,7 @@ func (f *follower) compare(s store.Store, prefix string) {
 	}
 }
 
-func watchBeginsWithTheContent(t *testing.T, s Store) {
+func watchBeginsWithTheContent(t *testing.T, s store.Store) {
 	empty := follow(t, s, "w/")
 	if b := empty.next(); !b.Reset || len(b.Events) != 0 || b.Revision < 1 {
 		t.Errorf("first batch of an empty prefix: %+v, want an empty Reset with the store's revision", b)
@@ -110,7 +110,7 @@ func watchBeginsWithTheContent(t *testing.T, s Store) {
 	empty.compare(s, "w/")
 }
 
-func watchDeliversWholeTransactions(t *testing.T, s Store) {
+func watchDeliversWholeTransactions(t *testing.T, s store.Store) {
 	commit(t, s, nil, store.Put("w/old", []byte("1")), store.Put("w/p/1", nil), store.Put("w/p/2", nil))
 	f := follow(t, s, "w/")
 	f.next()
@@ -127,7 +127,7 @@ func watchDeliversWholeTransactions(t *testing.T, s Store) {
 	}
 }
 
-func watchHearsOnlyItsPrefix(t *testing.T, s Store) {
+func watchHearsOnlyItsPrefix(t *testing.T, s store.Store) {
 	f := follow(t, s, "w/a/")
 	f.next()
 	commit(t, s, nil, store.Put("w/b/1", nil), store.Put("w/a", nil))
@@ -138,7 +138,7 @@ func watchHearsOnlyItsPrefix(t *testing.T, s Store) {
 	}
 }
 
-func watchMissesNothing(t *testing.T, s Store) {
+func watchMissesNothing(t *testing.T, s store.Store) {
 	const writers, each = 4, 50
 	f := follow(t, s, "w/")
 	f.next()
@@ -171,7 +171,7 @@ func watchMissesNothing(t *testing.T, s Store) {
 	}
 }
 
-func watchEndsWithItsContext(t *testing.T, s Store) {
+func watchEndsWithItsContext(t *testing.T, s store.Store) {
 	ctx, cancel := context.WithCancel(t.Context())
 	batches := s.Watch(ctx, "w/")
 	<-batches
