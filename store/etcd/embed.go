@@ -185,9 +185,6 @@ func (cfg EmbedConfig) etcd() (*embed.Config, string, error) {
 	return ec, client.String(), nil
 }
 
-// batchInterval is how long changes are collected before they are written to the database.
-const batchInterval = time.Second
-
 // limits keeps the store small: it shares the daemon's memory.
 func limits(ec *embed.Config) {
 	ec.QuotaBackendBytes = quota
@@ -196,9 +193,6 @@ func limits(ec *embed.Config) {
 	ec.AutoCompactionRetention = strconv.Itoa(retention)
 	ec.SnapshotCount, ec.SnapshotCatchUpEntries = snapshotCount, catchUp
 	ec.BackendFreelistType = "map"
-	// The log has each transaction on the disk before it is answered. The database follows from it and may lag; synced
-	// ten times per second, etcd's default, it would hold up the log's own syncs.
-	ec.BackendBatchInterval = batchInterval
 	ec.BootstrapDefragThresholdMegabytes = defragment
 	ec.MaxSnapFiles, ec.MaxWalFiles = 2, 2
 	ec.EnableGRPCGateway = false
