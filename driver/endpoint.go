@@ -32,7 +32,7 @@ func (d *Driver) createEndpoint(ctx context.Context, req *network.CreateEndpoint
 		return nil, fmt.Errorf("create endpoint %s in network %s: %w", e.ID, nw.Name, err)
 	}
 	if err := d.await(ctx, nw.Name, store.EndpointKey(nw.Name, e.ID), revision); err != nil {
-		withdraw := func(ctx context.Context) error { return d.withdraw(ctx, nw, e.ID) }
+		withdraw := func(ctx context.Context) error { return d.withdraw(ctx, nw, e.ID, awaitRelease) }
 		return nil, errors.Join(err, d.undo(ctx, withdraw))
 	}
 	res := &network.CreateEndpointResponse{Interface: &network.EndpointInterface{}}
@@ -202,15 +202,22 @@ func (d *Driver) deleteEndpoint(ctx context.Context, req *network.DeleteEndpoint
 	if err != nil {
 		return plugin.Empty{}, err
 	}
-	if err := d.withdraw(ctx, nw, req.EndpointID); err != nil {
+	if err := d.withdraw(ctx, nw, req.EndpointID, awaitRelease); err != nil {
 		return plugin.Empty{}, fmt.Errorf("delete endpoint %s of network %s: %w", req.EndpointID, nw.Name, err)
 	}
 	return plugin.Empty{}, nil
 }
 
-// withdraw removes an endpoint's record and MAC claim; its leases stay, without endpoint, for the ReleaseAddress that
-// follows. They are dated anew: should that call never come, the janitor frees them.
-func (d *Driver) withdraw(ctx context.Context, nw store.Network, id string) error {
+// awaitRelease and releaseNow say what becomes of a withdrawn endpoint's leases: they stay, without endpoint and dated
+// anew, for the ReleaseAddress that follows (should it never come, the janitor frees them); or they go, since Docker has
+// forgotten the endpoint and nothing follows.
+const (
+	awaitRelease = false
+	releaseNow   = true
+)
+
+// withdraw removes an endpoint's record and MAC claim, and its leases if release is set.
+func (d *Driver) withdraw(ctx context.Context, nw store.Network, id string, release bool) error {
 	key := store.EndpointKey(nw.Name, id)
 	for range retries {
 		kv, err := d.cfg.Store.Get(ctx, key)
@@ -229,7 +236,7 @@ func (d *Driver) withdraw(ctx context.Context, nw store.Network, id string) erro
 		}
 		conds := []store.Cond{store.Unchanged(kv)}
 		ops := []store.Op{store.Delete(key), store.Delete(store.MACKey(nw.Name, e.MAC))}
-		if conds, ops, err = d.detachLeases(ctx, nw, e, conds, ops); err != nil {
+		if conds, ops, err = d.detachLeases(ctx, nw, e, release, conds, ops); err != nil {
 			return err
 		}
 		revision, err := d.cfg.Store.Commit(ctx, conds, ops...)
@@ -244,10 +251,10 @@ func (d *Driver) withdraw(ctx context.Context, nw store.Network, id string) erro
 	return fmt.Errorf("%w %d times; the janitor tries again", store.ErrConflict, retries)
 }
 
-// detachLeases adds to a transaction that the endpoint's leases have no endpoint any more.
-func (d *Driver) detachLeases(ctx context.Context, nw store.Network, e store.Endpoint, conds []store.Cond, ops []store.Op) (
-	[]store.Cond, []store.Op, error,
-) {
+// detachLeases adds to a transaction that the endpoint's leases have no endpoint any more, or go.
+func (d *Driver) detachLeases(
+	ctx context.Context, nw store.Network, e store.Endpoint, release bool, conds []store.Cond, ops []store.Op,
+) ([]store.Cond, []store.Op, error) {
 	for _, a := range e.Addrs() {
 		subnet, _ := subnetOf(nw, a)
 		kv, err := d.cfg.Store.Get(ctx, store.LeaseKey(subnet, a))
@@ -263,7 +270,11 @@ func (d *Driver) detachLeases(ctx context.Context, nw store.Network, e store.End
 		}
 		l.Endpoint, l.Created = "", d.cfg.Now()
 		conds = append(conds, store.Unchanged(kv))
-		ops = append(ops, store.Put(kv.Key, store.Encode(l)))
+		if release {
+			ops = append(ops, store.Delete(kv.Key))
+		} else {
+			ops = append(ops, store.Put(kv.Key, store.Encode(l)))
+		}
 	}
 	return conds, ops, nil
 }

@@ -119,7 +119,7 @@ func (d *Driver) cleanMembership(ctx context.Context, nw store.Network, m store.
 		if suspects.dead(e.ID) {
 			d.log.Info("Docker has no such endpoint any more", "network", nw.Name, "endpoint", e.ID)
 			delete(suspects, e.ID)
-			errs = append(errs, d.withdraw(ctx, nw, e.ID))
+			errs = append(errs, d.withdraw(ctx, nw, e.ID, releaseNow))
 		}
 	}
 	return errors.Join(errs...)

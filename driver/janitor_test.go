@@ -25,6 +25,9 @@ func TestTheJanitorRemovesWhatDockerHasNoMore(t *testing.T) {
 		}
 		return nil
 	})
+	if n, err := h.mem.Count(t.Context(), store.LeasePrefix); n != 3 || err != nil { // theirs and the gateway's
+		t.Errorf("%d leases, error %v; its address is not free as soon as it is gone", n, err)
+	}
 	h.engine.remove("d1")
 	h.tidy("nothing is left", h.empty)
 }

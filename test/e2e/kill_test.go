@@ -49,7 +49,7 @@ func TestADaemonKilledAtAnyMomentOfAContainersLifeLeavesNothing(t *testing.T) {
 		<-done
 	}
 	// The janitor doubts what is older than a minute and was missing twice, 30 s apart.
-	eventually(t, 3*time.Minute, func() error {
+	eventually(t, 4*time.Minute, func() error {
 		r := report(t, c.Nodes[0], network)
 		ports := run(t, n, "nsenter", "--net=/run/netdriver/netns", "--", "ip", "-brief", "link", "show", "type", "veth")
 		if len(r.Endpoints) != 1 || r.Subnets[0].Used != 1 {
