@@ -72,13 +72,7 @@ func TestTheJanitorSparesWhatIsYoungOrMissingOnlyOnceOrWhenDockerIsAway(t *testi
 }
 
 func TestTheJanitorFreesAnAddressWithoutEndpointAndKeepsThoseInUse(t *testing.T) {
-	mem := store.NewMemory()
-	h := newHost(t, mem, "n1", "192.0.2.1")
-	n := web(h)
-	c, err := h.run(n, container{id: "e1", mac: macN(1)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	mem, h, n, c := running(t)
 	lost := map[string]any{"PoolID": n.poolID, "Options": map[string]string{"com.docker.network.endpoint.macaddress": macN(2)}}
 	if err := h.do("IpamDriver.RequestAddress", lost); err != nil { // no CreateEndpoint follows
 		t.Fatal(err)

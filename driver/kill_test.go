@@ -115,6 +115,19 @@ func web(h *host) dockerNetwork {
 	return n
 }
 
+// running is a host with that network and one container in it.
+func running(t *testing.T) (*store.Memory, *host, dockerNetwork, container) {
+	t.Helper()
+	mem := store.NewMemory()
+	h := newHost(t, mem, "n1", "192.0.2.1")
+	n := web(h)
+	c, err := h.run(n, container{id: "e1", mac: macN(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mem, h, n, c
+}
+
 func TestADaemonKilledWhileAContainerStartsFinishesWhenDockerAsksAgain(t *testing.T) {
 	var n dockerNetwork
 	c := container{id: "e1", address: "10.10.0.5", mac: macN(1)}

@@ -141,7 +141,7 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 	unlock := d.locks.lock(network)
 	defer unlock()
 	if !d.owned() {
-		d.note(dataplane.Network{Name: network}, 0, 0, ErrDisowned)
+		d.failed(network, 0, ErrDisowned)
 		return fmt.Errorf("network %s: %w", network, ErrDisowned)
 	}
 	if !d.isMine(network) {
@@ -158,7 +158,7 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 	want := d.want(network)
 	if d.shrinks(want) {
 		if err := d.confirm(ctx); err != nil {
-			d.note(want, 0, 0, err)
+			d.failed(network, want.VNI, err)
 			return fmt.Errorf("network %s: %w", network, err)
 		}
 	}
@@ -167,9 +167,11 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 	d.cfg.Observe(Reconciliation{Network: network, Ops: ops, Took: time.Since(start), Err: err})
 	if err != nil {
 		err = fmt.Errorf("make network %s on this node: %w", network, err)
+		d.failed(network, want.VNI, err)
+		return err
 	}
-	d.note(want, revision, generation, err)
-	return err
+	d.succeeded(want, revision, generation)
+	return nil
 }
 
 // want is the state that this node should have of a network, by the mirror's records.
@@ -190,7 +192,7 @@ func (d *Driver) drop(ctx context.Context, network string) error {
 		return nil
 	}
 	if err := d.confirm(ctx); err != nil {
-		d.note(dataplane.Network{Name: network}, 0, 0, err)
+		d.failed(network, a.vni, err)
 		return fmt.Errorf("network %s: %w", network, err)
 	}
 	d.cfg.Mirror.Unfollow(network)
@@ -230,24 +232,32 @@ func (d *Driver) shrinks(want dataplane.Network) bool {
 	return size(want) < d.applied.networks[want.Name].size
 }
 
-// note remembers the outcome of applying a network. A failure keeps what was reached before, and is noted only of
-// networks that are here.
-func (d *Driver) note(want dataplane.Network, revision int64, generation uint64, problem error) {
+// succeeded remembers what the kernel has been made to hold, and by which records.
+func (d *Driver) succeeded(want dataplane.Network, revision int64, generation uint64) {
 	d.applied.mu.Lock()
 	defer d.applied.mu.Unlock()
-	a, here := d.applied.networks[want.Name]
-	if !here && want.VNI == 0 {
+	a := d.applied.networks[want.Name]
+	d.applied.changed = d.applied.changed || a.problem != nil || a.revision != revision
+	d.applied.networks[want.Name] = appliedNetwork{
+		vni: want.VNI, size: size(want), revision: revision, generation: generation,
+	}
+}
+
+// failed remembers why a network is not as wanted, besides what was reached before. It is noted only of networks that are
+// here, or were to be made with that VNI.
+func (d *Driver) failed(network string, vni vxlan.VNI, problem error) {
+	d.applied.mu.Lock()
+	defer d.applied.mu.Unlock()
+	a, here := d.applied.networks[network]
+	if !here && vni == 0 {
 		return
 	}
-	d.applied.changed = d.applied.changed || problem != nil || a.problem != nil || a.revision != revision
-	if a.generation = generation; problem == nil {
-		a.revision, a.size = revision, size(want)
-	}
-	if want.VNI != 0 {
-		a.vni = want.VNI
+	if vni != 0 {
+		a.vni = vni
 	}
 	a.problem = problem
-	d.applied.networks[want.Name] = a
+	d.applied.networks[network] = a
+	d.applied.changed = true
 }
 
 // isApplied says whether the kernel has been made as the records of that generation want it, and is not in doubt.

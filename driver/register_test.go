@@ -51,13 +51,7 @@ func TestADeadNodesNameIsTakenOver(t *testing.T) {
 
 // A store that has been emptied must not tear down what works; a node that registers anew may clear what is unused.
 func TestAnEmptiedStoreTearsNothingDown(t *testing.T) {
-	mem := store.NewMemory()
-	h := newHost(t, mem, "n1", "192.0.2.1")
-	n := web(h)
-	c, err := h.run(n, container{id: "e1", mac: macN(1)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	mem, h, n, c := running(t)
 	if _, err := mem.Commit(t.Context(), nil, store.DeletePrefix(store.NodePrefix), store.DeletePrefix(store.NetworkPrefix),
 		store.DeletePrefix(store.EndpointPrefix)); err != nil {
 		t.Fatal(err)
