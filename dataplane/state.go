@@ -26,6 +26,27 @@ type Network struct {
 	FDB []FDBEntry
 	// Neighbours let the bridge answer ARP and ND (RFC 826, RFC 4861) for everyone in the network; sorted by Address.
 	Neighbours []Neighbour
+	// Services are balanced at the local ports; sorted by ID. A service without VIP is not here.
+	Services []Service
+}
+
+// Service is one service's virtual addresses and what stands behind them.
+type Service struct {
+	ID string
+	// VIPs are the virtual addresses, at most one per family, IPv4 first. Each is balanced over the backends of its family.
+	VIPs []netip.Addr
+	// Backends are sorted by Address.
+	Backends []Backend
+}
+
+// Backend is one address of a task behind a service.
+type Backend struct {
+	Address netip.Addr
+	MAC     vxlan.MAC
+	// Port is the endpoint id of the task's local port, or empty if it is on another node.
+	Port string
+	// Draining: open flows go on to it, new ones do not.
+	Draining bool
 }
 
 // Bridge is a network's bridge device. It has no address; multicast snooping is off, so that multicast is flooded.

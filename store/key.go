@@ -20,6 +20,7 @@ const (
 	LeasePrefix    = "leases/"    // leases/SUBNET/ADDRESS → Lease
 	EndpointPrefix = "endpoints/" // endpoints/NETWORK/ENDPOINT → Endpoint
 	MACPrefix      = "macs/"      // macs/NETWORK/MAC → id of the endpoint that has it
+	ServicePrefix  = "services/"  // services/NETWORK/SERVICE → Service
 	// PoolGuard is written with every new pool, so that two overlapping pools cannot be made at once: a transaction
 	// that makes one requires it unchanged since all pools were read.
 	PoolGuard = "guards/pools"
@@ -50,6 +51,11 @@ func EndpointKey(network, endpoint string) string { return NetworkEndpoints(netw
 func NetworkMACs(network string) string { return MACPrefix + network + "/" }
 
 func MACKey(network string, m vxlan.MAC) string { return NetworkMACs(network) + m.String() }
+
+// NetworkServices is the prefix of all services that have a place in one network.
+func NetworkServices(network string) string { return ServicePrefix + network + "/" }
+
+func ServiceKey(network, service string) string { return NetworkServices(network) + service }
 
 // subnetKey spells a subnet without the slash that separates the parts of a key.
 func subnetKey(p netip.Prefix) string { return strings.Replace(p.String(), "/", "_", 1) }

@@ -144,9 +144,34 @@ func (e Endpoint) Addrs() []netip.Addr {
 	return as
 }
 
+// Service is what one swarm service has in one network, published by the managers: Docker gives it a virtual address
+// there and programs nothing that answers to it.
+type Service struct {
+	// ID is Docker's id of the service, Name what users call it.
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Network string `json:"network"`
+	// VIPs are the service's virtual addresses in the network, at most one per family, IPv4 first; none in endpoint mode
+	// dnsrr.
+	VIPs []netip.Addr `json:"vips,omitempty"`
+	// Backends are the tasks that Swarm wants to run and says are running, and those that it is shutting down; sorted by
+	// Task.
+	Backends []Backend `json:"backends,omitempty"`
+}
+
+// Backend is one task of a service in one network. Its node and MAC are those of the endpoint that has the address.
+type Backend struct {
+	// Task is Docker's id of the task, Name what users call it, such as web.2.
+	Task      string       `json:"task"`
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"`
+	// Draining: the task is on its way out. Open connections go on to it, new ones do not.
+	Draining bool `json:"draining,omitempty"`
+}
+
 // Record is one of the types that the store holds.
 type Record interface {
-	Node | Status | Network | Pool | Lease | Endpoint
+	Node | Status | Network | Pool | Lease | Endpoint | Service
 }
 
 // envelope gives every record its version.
@@ -224,6 +249,8 @@ func check(r any) error {
 		return checkAddr("lease", r.Address)
 	case Endpoint:
 		return r.check()
+	case Service:
+		return r.check()
 	}
 	return nil
 }
@@ -251,6 +278,20 @@ func (e Endpoint) check() error {
 	}
 	if len(e.Addrs()) == 0 {
 		errs = append(errs, errors.New("no address"))
+	}
+	return errors.Join(errs...)
+}
+
+func (s Service) check() error {
+	errs := []error{CheckID("service", s.ID)}
+	for _, v := range s.VIPs {
+		errs = append(errs, checkAddr("VIP", v))
+	}
+	for _, b := range s.Backends {
+		errs = append(errs, CheckID("task", b.Task))
+		for _, a := range b.Addresses {
+			errs = append(errs, checkAddr("task "+b.Task, a))
+		}
 	}
 	return errors.Join(errs...)
 }
