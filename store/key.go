@@ -21,6 +21,7 @@ const (
 	EndpointPrefix = "endpoints/" // endpoints/NETWORK/ENDPOINT → Endpoint
 	MACPrefix      = "macs/"      // macs/NETWORK/MAC → id of the endpoint that has it
 	ServicePrefix  = "services/"  // services/NETWORK/SERVICE → Service
+	VolumePrefix   = "volumes/"   // volumes/VOLUME → Volume
 	// PoolGuard is written with every new pool, so that two overlapping pools cannot be made at once: a transaction
 	// that makes one requires it unchanged since all pools were read.
 	PoolGuard = "guards/pools"
@@ -56,6 +57,8 @@ func MACKey(network string, m vxlan.MAC) string { return NetworkMACs(network) + 
 func NetworkServices(network string) string { return ServicePrefix + network + "/" }
 
 func ServiceKey(network, service string) string { return NetworkServices(network) + service }
+
+func VolumeKey(volume string) string { return VolumePrefix + volume }
 
 // subnetKey spells a subnet without the slash that separates the parts of a key.
 func subnetKey(p netip.Prefix) string { return strings.Replace(p.String(), "/", "_", 1) }

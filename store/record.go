@@ -171,7 +171,7 @@ type Backend struct {
 
 // Record is one of the types that the store holds.
 type Record interface {
-	Node | Status | Network | Pool | Lease | Endpoint | Service
+	Node | Status | Network | Pool | Lease | Endpoint | Service | Volume
 }
 
 // envelope gives every record its version.
@@ -251,6 +251,8 @@ func check(r any) error {
 		return r.check()
 	case Service:
 		return r.check()
+	case Volume:
+		return CheckVolumeName(r.Name)
 	}
 	return nil
 }

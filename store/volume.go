@@ -1,0 +1,40 @@
+package store
+
+import (
+	"fmt"
+	"regexp"
+	"time"
+)
+
+// Volume is one volume of the cluster, valid on every node. Its options are what the user gave: they name servers,
+// paths and files with secrets, never a secret itself.
+type Volume struct {
+	Name    string            `json:"name"`
+	Options map[string]string `json:"options,omitempty"`
+	// Node made the volume. A volume whose data is in a node's own directory is usable there only.
+	Node    string    `json:"node"`
+	Created time.Time `json:"created"`
+	// Updated is when the options were last changed, zero if never.
+	Updated time.Time `json:"updated,omitzero"`
+	// Drift are the nodes that asked for the volume with other options since, the last time of each.
+	Drift []VolumeDrift `json:"drift,omitempty"`
+}
+
+// VolumeDrift is a wish for a volume that exists with other options. It was refused.
+type VolumeDrift struct {
+	Node    string            `json:"node"`
+	Options map[string]string `json:"options,omitempty"`
+	Since   time.Time         `json:"since"`
+}
+
+// volumeName is moby's RestrictedNamePattern (daemon/names/names.go), within what a directory's name and a prefix of
+// ours may have together (NAME_MAX, 255).
+var volumeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,199}$`)
+
+// CheckVolumeName says whether s can name a volume.
+func CheckVolumeName(s string) error {
+	if !volumeName.MatchString(s) {
+		return fmt.Errorf("volume name %q: want 2 to 200 letters, digits, '_', '.' or '-', beginning with a letter or digit", s)
+	}
+	return nil
+}
