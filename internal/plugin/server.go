@@ -37,6 +37,8 @@ type Config struct {
 	Observe func(method string, err error, took time.Duration)
 	// Deadline ends the context of each call, DefaultDeadline if 0.
 	Deadline time.Duration
+	// Other answers what is none of the methods; nil answers 404, which libnetwork takes for "not implemented".
+	Other http.Handler
 }
 
 // Server answers Docker's calls.
@@ -76,9 +78,13 @@ func activate(methods []Method) Method {
 	})
 }
 
-// ServeHTTP answers one request. An unknown path is a 404, which libnetwork takes for "not implemented".
+// ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m, ok := s.methods[r.URL.Path]
+	if !ok && s.cfg.Other != nil {
+		s.cfg.Other.ServeHTTP(w, r)
+		return
+	}
 	if !ok {
 		s.fail(w, http.StatusNotFound, fmt.Errorf("no method %q", strings.TrimPrefix(r.URL.Path, "/")))
 		return
