@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/docker/go-plugins-helpers/network"
-
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
@@ -111,11 +109,10 @@ func New(cfg Config) *Driver {
 	}
 }
 
-// Methods are the calls that the driver answers. AllocateNetwork and FreeNetwork are not among them: they are for
+// Methods are the calls that the driver answers, besides plugin.Constants. AllocateNetwork and FreeNetwork are not among them: they are for
 // swarm-scoped drivers, and libnetwork takes the 404 for "not implemented".
 func (d *Driver) Methods() []plugin.Method {
 	return []plugin.Method{
-		plugin.Call("NetworkDriver.GetCapabilities", d.getCapabilities),
 		plugin.Call("NetworkDriver.CreateNetwork", d.createNetwork),
 		plugin.Call("NetworkDriver.DeleteNetwork", d.deleteNetwork),
 		plugin.Call("NetworkDriver.CreateEndpoint", d.createEndpoint),
@@ -129,12 +126,6 @@ func (d *Driver) Methods() []plugin.Method {
 		plugin.Call("NetworkDriver.RevokeExternalConnectivity", d.nothing),
 		plugin.Call("NetworkDriver.GwAllocCheck", d.gwAllocCheck),
 	}
-}
-
-// getCapabilities: scope local, since plain engines each have their own NetworkID; connectivity global, since the
-// network spans hosts. GwAllocChecker tells newer engines to ask gwAllocCheck.
-func (d *Driver) getCapabilities(context.Context, *plugin.Empty) (plugin.NetworkCapabilities, error) {
-	return plugin.NetworkCapabilities{Scope: network.LocalScope, ConnectivityScope: network.GlobalScope, GwAllocChecker: true}, nil
 }
 
 // gwAllocCheck: a gateway address is never needed, since Docker's own gateway network gives the way out.

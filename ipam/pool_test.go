@@ -11,7 +11,6 @@ import (
 	"github.com/docker/go-plugins-helpers/ipam"
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
 )
 
@@ -28,19 +27,6 @@ func (n *node) claimants(id string) []string {
 		out = append(out, c.Node)
 	}
 	return out
-}
-
-func TestCapabilitiesAskForMACAndReplay(t *testing.T) {
-	n, _ := twoNodes(t)
-	var caps plugin.IpamCapabilities
-	var spaces ipam.AddressSpacesResponse
-	if err := n.call("GetCapabilities", nil, &caps); err != nil || !caps.RequiresMACAddress || !caps.RequiresRequestReplay {
-		t.Errorf("capabilities %+v, %v", caps, err)
-	}
-	want := ipam.AddressSpacesResponse{LocalDefaultAddressSpace: LocalSpace, GlobalDefaultAddressSpace: GlobalSpace}
-	if err := n.call("GetDefaultAddressSpaces", nil, &spaces); err != nil || spaces != want {
-		t.Errorf("address spaces %+v, %v", spaces, err)
-	}
 }
 
 func TestBadPoolRequestsAreRefusedWithTheRemedy(t *testing.T) {

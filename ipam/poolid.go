@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"github.com/netdriver/netdriver/internal/plugin"
 )
 
 // The address spaces that Docker asks with: the local one on plain engines, the global one for networks of a swarm.
 const (
-	LocalSpace  = "netdriver-local"
-	GlobalSpace = "netdriver-global"
+	LocalSpace  = plugin.LocalSpace
+	GlobalSpace = plugin.GlobalSpace
 )
 
 // PoolID is what Docker calls a pool by. It says everything about the pool's use on this host, so nothing need be

@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/docker/go-plugins-helpers/ipam"
-
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
 )
@@ -67,11 +65,9 @@ func New(cfg Config) *Service {
 	return &Service{cfg: cfg, log: cfg.Log, views: make(map[netip.Prefix]*view)}
 }
 
-// Methods are the calls that the service answers.
+// Methods are the calls that the service answers, besides plugin.Constants.
 func (s *Service) Methods() []plugin.Method {
 	return []plugin.Method{
-		plugin.Call("IpamDriver.GetCapabilities", s.getCapabilities),
-		plugin.Call("IpamDriver.GetDefaultAddressSpaces", s.getDefaultAddressSpaces),
 		timed("IpamDriver.RequestPool", s.requestPool),
 		timed("IpamDriver.ReleasePool", s.releasePool),
 		timed("IpamDriver.RequestAddress", s.requestAddress),
@@ -90,16 +86,6 @@ func timed[Req, Resp any](name string, f func(context.Context, *Req) (Resp, erro
 		}
 		return resp, err
 	})
-}
-
-// getCapabilities: with the MAC a request of a new container is told from the replay of an address in use; the replay
-// itself makes a restarted engine ask for what it holds, so that it hears of what it holds no more.
-func (s *Service) getCapabilities(context.Context, *plugin.Empty) (plugin.IpamCapabilities, error) {
-	return plugin.IpamCapabilities{RequiresMACAddress: true, RequiresRequestReplay: true}, nil
-}
-
-func (s *Service) getDefaultAddressSpaces(context.Context, *plugin.Empty) (ipam.AddressSpacesResponse, error) {
-	return ipam.AddressSpacesResponse{LocalDefaultAddressSpace: LocalSpace, GlobalDefaultAddressSpace: GlobalSpace}, nil
 }
 
 // Run follows the pools in use until ctx ends, and returns when all its goroutines have. The error is ctx's.

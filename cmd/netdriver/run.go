@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/docker/go-plugins-helpers/network"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netdriver/netdriver/dataplane"
@@ -124,9 +126,10 @@ func assemble(
 		Log:    log, Observe: meter.ObserveReconciliation,
 	})
 	diagnosis := diag.New(diag.Sources{Store: s, Mirror: mirror, Plane: plane, Driver: d, Node: node})
-	doors := plugin.New(
-		plugin.Config{Methods: append(d.Methods(), leases.Methods()...), Log: log, Observe: meter.ObserveCall},
-	)
+	doors := plugin.New(plugin.Config{
+		Methods: slices.Concat(plugin.Constants(network.LocalScope), d.Methods(), leases.Methods()),
+		Log:     log, Observe: meter.ObserveCall,
+	})
 	parts := []part{
 		{"store", truth.run},
 		{"mirror", mirror.Run},
