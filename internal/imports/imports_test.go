@@ -25,6 +25,7 @@ func allowed() map[string][]string {
 		"internal/plugin":   {},
 		"internal/engine":   {},
 		"internal/door":     {"internal/plugin"},
+		"internal/install":  {"internal/door"},
 		"internal/underlay": {},
 		"internal/config":   {},
 		"internal/imports":  {},

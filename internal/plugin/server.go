@@ -37,8 +37,16 @@ type Config struct {
 	Observe func(method string, err error, took time.Duration)
 	// Deadline ends the context of each call, DefaultDeadline if 0.
 	Deadline time.Duration
-	// Other answers what is none of the methods; nil answers 404, which libnetwork takes for "not implemented".
-	Other http.Handler
+	// Forward answers calls that are none of the methods; without it they are a 404, which libnetwork takes for "not
+	// implemented".
+	Forward func(ctx context.Context, method string, body []byte) (Answer, error)
+}
+
+// Answer is what another server said to a call.
+type Answer struct {
+	// Status is that of HTTP.
+	Status int
+	Body   []byte
 }
 
 // Server answers Docker's calls.
@@ -81,12 +89,12 @@ func activate(methods []Method) Method {
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m, ok := s.methods[r.URL.Path]
-	if !ok && s.cfg.Other != nil {
-		s.cfg.Other.ServeHTTP(w, r)
-		return
+	name := strings.TrimPrefix(r.URL.Path, "/")
+	if !ok && s.cfg.Forward != nil {
+		m, ok = Method{name, func(ctx context.Context, body []byte) (any, error) { return s.cfg.Forward(ctx, name, body) }}, true
 	}
 	if !ok {
-		s.fail(w, http.StatusNotFound, fmt.Errorf("no method %q", strings.TrimPrefix(r.URL.Path, "/")))
+		s.fail(w, http.StatusNotFound, fmt.Errorf("no method %q", name))
 		return
 	}
 	if r.Method != http.MethodPost {
@@ -123,6 +131,9 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, m Method) (int, 
 	}
 	if err != nil {
 		return http.StatusInternalServerError, nil, err
+	}
+	if a, ok := answer.(Answer); ok {
+		return a.Status, a.Body, nil
 	}
 	b, err := json.Marshal(answer)
 	if err != nil {
