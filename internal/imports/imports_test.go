@@ -30,6 +30,7 @@ func allowed() map[string][]string {
 		"internal/config":   {},
 		"internal/imports":  {},
 		"volume/option":     {},
+		"volume/mount":      {},
 		"ipam":              {"internal/plugin"},
 		"driver":            {"dataplane", "ipam", "internal/plugin"},
 		"diag":              {"dataplane"},
