@@ -76,6 +76,19 @@ func Load(flags *pflag.FlagSet, environ []string, names ...string) (Config, erro
 	if err != nil {
 		return Config{}, err
 	}
+	return read(flags, env, file, names)
+}
+
+// Read reads a file's text alone, path being its name in errors: what a daemon without flags and environment will do.
+func Read(path string, text []byte) (Config, error) {
+	values, err := parse(text)
+	if err != nil {
+		return Config{}, fmt.Errorf("%w: %s: %w", ErrSetting, path, err)
+	}
+	return read(pflag.NewFlagSet(path, pflag.ContinueOnError), nil, content{path, values}, nil)
+}
+
+func read(flags *pflag.FlagSet, env map[string]string, file content, names []string) (Config, error) {
 	var c Config
 	var errs []error
 	for _, s := range table() {
