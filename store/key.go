@@ -10,18 +10,19 @@ import (
 
 // The key schema, relative to the cluster's prefix. DESIGN.md has the table of who writes and who removes each.
 const (
-	NodePrefix     = "nodes/"     // nodes/NODE → Node
-	AlivePrefix    = "alive/"     // alive/NODE → Node.ID, gone aliveTTL after the daemon was last heard of
-	StatusPrefix   = "status/"    // status/NODE → Status
-	NetworkPrefix  = "networks/"  // networks/NETWORK → Network
-	VNIPrefix      = "vnis/"      // vnis/VNI → name of the network that has it
-	PoolPrefix     = "pools/"     // pools/SUBNET → Pool
-	CursorPrefix   = "cursors/"   // cursors/SUBNET → address that was allocated last
-	LeasePrefix    = "leases/"    // leases/SUBNET/ADDRESS → Lease
-	EndpointPrefix = "endpoints/" // endpoints/NETWORK/ENDPOINT → Endpoint
-	MACPrefix      = "macs/"      // macs/NETWORK/MAC → id of the endpoint that has it
-	ServicePrefix  = "services/"  // services/NETWORK/SERVICE → Service
-	VolumePrefix   = "volumes/"   // volumes/VOLUME → Volume
+	NodePrefix      = "nodes/"       // nodes/NODE → Node
+	AlivePrefix     = "alive/"       // alive/NODE → Node.ID, gone aliveTTL after the daemon was last heard of
+	StatusPrefix    = "status/"      // status/NODE → Status
+	NetworkPrefix   = "networks/"    // networks/NETWORK → Network
+	VNIPrefix       = "vnis/"        // vnis/VNI → name of the network that has it
+	PoolPrefix      = "pools/"       // pools/SUBNET → Pool
+	CursorPrefix    = "cursors/"     // cursors/SUBNET → address that was allocated last
+	LeasePrefix     = "leases/"      // leases/SUBNET/ADDRESS → Lease
+	EndpointPrefix  = "endpoints/"   // endpoints/NETWORK/ENDPOINT → Endpoint
+	MACPrefix       = "macs/"        // macs/NETWORK/MAC → id of the endpoint that has it
+	ServicePrefix   = "services/"    // services/NETWORK/SERVICE → Service
+	VolumePrefix    = "volumes/"     // volumes/VOLUME → Volume
+	VolumeUsePrefix = "volume-uses/" // volume-uses/NODE → VolumeUses
 	// PoolGuard is written with every new pool, so that two overlapping pools cannot be made at once: a transaction
 	// that makes one requires it unchanged since all pools were read.
 	PoolGuard = "guards/pools"
@@ -58,7 +59,8 @@ func NetworkServices(network string) string { return ServicePrefix + network + "
 
 func ServiceKey(network, service string) string { return NetworkServices(network) + service }
 
-func VolumeKey(volume string) string { return VolumePrefix + volume }
+func VolumeKey(volume string) string  { return VolumePrefix + volume }
+func VolumeUseKey(node string) string { return VolumeUsePrefix + node }
 
 // subnetKey spells a subnet without the slash that separates the parts of a key.
 func subnetKey(p netip.Prefix) string { return strings.Replace(p.String(), "/", "_", 1) }

@@ -171,7 +171,7 @@ type Backend struct {
 
 // Record is one of the types that the store holds.
 type Record interface {
-	Node | Status | Network | Pool | Lease | Endpoint | Service | Volume
+	Node | Status | Network | Pool | Lease | Endpoint | Service | Volume | VolumeUses
 }
 
 // envelope gives every record its version.
@@ -253,6 +253,8 @@ func check(r any) error {
 		return r.check()
 	case Volume:
 		return CheckVolumeName(r.Name)
+	case VolumeUses:
+		return CheckName("node", r.Node)
 	}
 	return nil
 }

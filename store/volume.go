@@ -38,3 +38,21 @@ func CheckVolumeName(s string) error {
 	}
 	return nil
 }
+
+// VolumeUses is what one node uses of the cluster's volumes, written by its daemon when that changes: it tells what may
+// be removed, and is shown. Nothing is unmounted because of it.
+type VolumeUses struct {
+	Node    string               `json:"node"`
+	Volumes map[string]VolumeUse `json:"volumes,omitempty"`
+	Updated time.Time            `json:"updated"`
+}
+
+// VolumeUse is one volume in use on a node.
+type VolumeUse struct {
+	// Users is how many containers and commands use it.
+	Users int `json:"users"`
+	// Health is healthy, stale or hung, empty if not known yet.
+	Health string `json:"health,omitempty"`
+	// Since is when it was mounted there.
+	Since time.Time `json:"since"`
+}
