@@ -28,7 +28,7 @@ import (
 
 const (
 	// pluginSocket is the file by whose name Docker knows the plugin: -d custom-overlay.
-	pluginSocket = "custom-overlay.sock"
+	pluginSocket = plugin.Name + ".sock"
 	// embedTimeout is what the embedded store may take to answer: its log may have to be replayed from a slow disk.
 	embedTimeout = time.Minute
 )
@@ -140,6 +140,9 @@ func assemble(
 			return control.NewServer(diagnosis, log).Serve(ctx, control.SocketPath(cfg.RunDir))
 		}},
 		{"plugin", func(ctx context.Context) error { return doors.Serve(ctx, filepath.Join(cfg.SocketDir, pluginSocket)) }},
+		{"systemd", func(ctx context.Context) error {
+			return announce(ctx, control.SocketPath(cfg.RunDir), filepath.Join(cfg.SocketDir, pluginSocket))
+		}},
 	}
 	if cfg.Metrics != "" {
 		parts = append(parts, part{"metrics", func(ctx context.Context) error { return meter.Serve(ctx, cfg.Metrics, log) }})

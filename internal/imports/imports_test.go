@@ -25,7 +25,7 @@ func allowed() map[string][]string {
 		"internal/plugin":   {},
 		"internal/engine":   {},
 		"internal/door":     {"internal/plugin"},
-		"internal/install":  {"internal/door"},
+		"internal/install":  {"internal/config", "internal/door", "internal/plugin"},
 		"internal/underlay": {},
 		"internal/config":   {},
 		"internal/imports":  {},

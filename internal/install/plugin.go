@@ -12,11 +12,12 @@ import (
 	"github.com/docker/docker/api/types/network"
 
 	"github.com/netdriver/netdriver/internal/door"
+	"github.com/netdriver/netdriver/internal/plugin"
 )
 
 const (
 	// PluginName is the managed plugin's. Docker has its networks name the tag, too: -d custom-overlay:latest.
-	PluginName = "custom-overlay:latest"
+	PluginName = plugin.Name + ":latest"
 	// enableTimeout is how long Docker waits for each call to the plugin, in seconds: that of `docker plugin enable`.
 	// Docker forgets another one when its daemon restarts.
 	enableTimeout = 30
@@ -31,11 +32,12 @@ type Docker interface {
 	PluginRemove(ctx context.Context, name string, options types.PluginRemoveOptions) error
 	NetworkList(ctx context.Context, options network.ListOptions) ([]network.Summary, error)
 	NetworkInspect(ctx context.Context, id string, options network.InspectOptions) (network.Inspect, error)
+	NetworkDisconnect(ctx context.Context, id, container string, force bool) error
 	NetworkRemove(ctx context.Context, id string) error
 }
 
-// plugin returns the managed plugin as Docker has it, or nil.
-func (i *Installer) plugin(ctx context.Context) (*types.Plugin, error) {
+// managed returns the managed plugin as Docker has it, or nil.
+func (i *Installer) managed(ctx context.Context) (*types.Plugin, error) {
 	p, _, err := i.cfg.Docker.PluginInspectWithRaw(ctx, PluginName)
 	if errdefs.IsNotFound(err) {
 		return nil, nil
@@ -49,11 +51,11 @@ func (i *Installer) plugin(ctx context.Context) (*types.Plugin, error) {
 // planPlugin returns the steps to a managed plugin that fits the daemon. One that fits is left alone, whatever version
 // of netdriver it was made from: it only forwards.
 func (i *Installer) planPlugin(ctx context.Context) ([]Step, error) {
-	want, err := door.Config(i.cfg.RunDir)
+	want, err := door.Config(i.settings.RunDir)
 	if err != nil {
 		return nil, err
 	}
-	have, err := i.plugin(ctx)
+	have, err := i.managed(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,9 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 )
 
+// Name is what Docker knows the plugin by: -d custom-overlay. On plain engines it follows from the socket's file name.
+const Name = "custom-overlay"
+
 // SwarmSocket is the file in the daemon's run directory at which it answers for a swarm. The managed plugin, which is
 // what a swarm accepts, forwards to it: package door.
 const SwarmSocket = "swarm.sock"
