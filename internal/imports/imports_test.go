@@ -31,6 +31,8 @@ func allowed() map[string][]string {
 		"internal/imports":  {},
 		"volume/option":     {},
 		"volume/mount":      {},
+		"volume/backend":    {"volume/mount", "volume/option"},
+		"volume":            {"internal/plugin", "volume/backend", "volume/mount", "volume/option"},
 		"ipam":              {"internal/plugin"},
 		"driver":            {"dataplane", "ipam", "internal/plugin"},
 		"diag":              {"dataplane"},

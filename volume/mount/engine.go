@@ -364,3 +364,16 @@ func Refused(err error) (unix.Errno, bool) {
 	}
 	return 0, false
 }
+
+// InUse returns the states of the volumes that have a user.
+func (e *Engine) InUse() map[string]State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := map[string]State{}
+	for name, v := range e.volumes {
+		if len(v.entry.IDs) > 0 {
+			out[name] = v.state
+		}
+	}
+	return out
+}

@@ -23,7 +23,7 @@ import (
 func newEngine(t interface {
 	Helper()
 	Fatal(args ...any)
-}, f *fake, journal, boot string, now func() time.Time) *Engine {
+}, f *Fake, journal, boot string, now func() time.Time) *Engine {
 	t.Helper()
 	e, err := New(Config{
 		Dir: "/run/v", Journal: journal, Mounter: f, Log: slog.New(slog.DiscardHandler), Now: now, Boot: boot,
@@ -45,7 +45,7 @@ func of(server, name string) Volume {
 }
 
 func TestAVolumeIsMountedForItsFirstUserAndUnmountedAfterItsLast(t *testing.T) {
-	f := newFake()
+	f := NewFake()
 	e := newEngine(t, f, t.TempDir(), "b", nil)
 	for _, id := range []string{"a", "b", "b"} { // a repeated call changes nothing
 		if path, err := e.Acquire(t.Context(), of("s", "v"), id); err != nil || path != "/run/v/v" {
@@ -53,11 +53,11 @@ func TestAVolumeIsMountedForItsFirstUserAndUnmountedAfterItsLast(t *testing.T) {
 		}
 	}
 	for _, id := range []string{"b", "b", "unknown"} {
-		if err := e.Release(t.Context(), "v", id); err != nil || !f.mounted("/run/v/v") {
+		if err := e.Release(t.Context(), "v", id); err != nil || !f.Mounted("/run/v/v") {
 			t.Fatalf("unmounted while a uses it, error %v", err)
 		}
 	}
-	if err := e.Release(t.Context(), "v", "a"); err != nil || f.mounted("/run/v/v") {
+	if err := e.Release(t.Context(), "v", "a"); err != nil || f.Mounted("/run/v/v") {
 		t.Fatalf("still mounted, error %v", err)
 	}
 	if diff := cmp.Diff([]string{"mount v", "unmount v"}, f.log); diff != "" {
@@ -66,7 +66,7 @@ func TestAVolumeIsMountedForItsFirstUserAndUnmountedAfterItsLast(t *testing.T) {
 }
 
 func TestARefusedMountLeavesNothingBehindAndSaysWhy(t *testing.T) {
-	f, dir := newFake(), t.TempDir()
+	f, dir := NewFake(), t.TempDir()
 	e := newEngine(t, f, dir, "b", nil)
 	v := of("s", "v")
 	v.Prepare = func(context.Context) (Plan, error) {
@@ -87,7 +87,7 @@ func TestARefusedMountLeavesNothingBehindAndSaysWhy(t *testing.T) {
 
 func TestADeadServerCostsItsOwnVolumesADeadlineAndOthersNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
+		f := NewFake()
 		f.wait, f.hung["dead"] = true, true
 		e := newEngine(t, f, t.TempDir(), "b", nil)
 		start := time.Now()
@@ -109,7 +109,7 @@ func TestADeadServerCostsItsOwnVolumesADeadlineAndOthersNothing(t *testing.T) {
 			time.Since(asked) > 0 {
 			t.Errorf("right afterwards: error %v after %s; want the breaker's answer with its cause", err, time.Since(asked))
 		}
-		f.set(func() { f.hung["dead"] = false })
+		f.Hang("dead", false)
 		time.Sleep(breakFor)
 		if _, err := e.Acquire(t.Context(), of("dead", "x"), "a"); err != nil {
 			t.Errorf("after the break: %v", err)
@@ -119,15 +119,15 @@ func TestADeadServerCostsItsOwnVolumesADeadlineAndOthersNothing(t *testing.T) {
 
 func TestUnmountIsAlwaysAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
+		f := NewFake()
 		f.wait = true
 		e := newEngine(t, f, t.TempDir(), "b", nil)
 		if _, err := e.Acquire(t.Context(), of("s", "v"), "a"); err != nil {
 			t.Fatal(err)
 		}
-		f.set(func() { f.hung["s"] = true })
+		f.Hang("s", true)
 		start := time.Now()
-		if err := e.Release(t.Context(), "v", "a"); err != nil || f.mounted("/run/v/v") || time.Since(start) > unmountTimeout {
+		if err := e.Release(t.Context(), "v", "a"); err != nil || f.Mounted("/run/v/v") || time.Since(start) > unmountTimeout {
 			t.Errorf("error %v after %s", err, time.Since(start))
 		}
 		// Only an abort frees who waits for a frozen FUSE daemon.
@@ -140,12 +140,12 @@ func TestUnmountIsAlwaysAnswered(t *testing.T) {
 
 func TestAStaleVolumeIsMountedAnewOnlyWhenNobodyElseHoldsIt(t *testing.T) {
 	now := time.Now()
-	f := newFake()
+	f := NewFake()
 	e := newEngine(t, f, t.TempDir(), "b", func() time.Time { return now })
 	if _, err := e.Acquire(t.Context(), of("s", "v"), "a"); err != nil {
 		t.Fatal(err)
 	}
-	f.stale["/run/v/v"] = true
+	f.GoStale("/run/v/v")
 	now = now.Add(time.Minute)
 	if _, err := e.Acquire(t.Context(), of("s", "v"), "b"); !errors.Is(err, ErrStale) || e.State("v").Health != Stale {
 		t.Errorf("error %v, health %s; want stale, since a holds it", err, e.State("v").Health)
@@ -156,7 +156,7 @@ func TestAStaleVolumeIsMountedAnewOnlyWhenNobodyElseHoldsIt(t *testing.T) {
 }
 
 func TestChangedOptionsTakeEffectOnceNobodyUsesTheOldOnes(t *testing.T) {
-	f := newFake()
+	f := NewFake()
 	e := newEngine(t, f, t.TempDir(), "b", nil)
 	v := of("s", "v")
 	if _, err := e.Acquire(t.Context(), v, "a"); err != nil {
@@ -177,7 +177,7 @@ func TestChangedOptionsTakeEffectOnceNobodyUsesTheOldOnes(t *testing.T) {
 }
 
 func TestAHundredUsersAtOnceShareOneMount(t *testing.T) {
-	f := newFake()
+	f := NewFake()
 	e := newEngine(t, f, t.TempDir(), "b", nil)
 	var wg sync.WaitGroup
 	for i := range 100 {
@@ -194,7 +194,7 @@ func TestAHundredUsersAtOnceShareOneMount(t *testing.T) {
 }
 
 func TestADamagedJournalIsNamedAndNothingIsUnmounted(t *testing.T) {
-	f, dir := newFake(), t.TempDir()
+	f, dir := NewFake(), t.TempDir()
 	f.mounts["/run/v/v"] = Mounted{Source: "s"}
 	if err := os.WriteFile(filepath.Join(dir, "v.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
@@ -203,14 +203,14 @@ func TestADamagedJournalIsNamedAndNothingIsUnmounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := e.Recover(t.Context()); err == nil || !strings.Contains(err.Error(), "v.json") || !f.mounted("/run/v/v") {
-		t.Errorf("error %v, mounted %v", err, f.mounted("/run/v/v"))
+	if err := e.Recover(t.Context()); err == nil || !strings.Contains(err.Error(), "v.json") || !f.Mounted("/run/v/v") {
+		t.Errorf("error %v, mounted %v", err, f.Mounted("/run/v/v"))
 	}
 }
 
 // world is the model of the property below: who was told that a volume is mounted and has not given it back.
 type world struct {
-	f       *fake
+	f       *Fake
 	e       *Engine
 	journal string
 	boot    int
@@ -235,7 +235,7 @@ func (w *world) check(t *rapid.T) {
 		if got := w.e.Users(name); !slices.Equal(got, want) {
 			t.Fatalf("volume %s: users %v, want %v", name, got, want)
 		}
-		if mounted := w.f.mounted(w.e.Path(name)); mounted != (len(want) > 0) {
+		if mounted := w.f.Mounted(w.e.Path(name)); mounted != (len(want) > 0) {
 			t.Fatalf("volume %s: mounted %v with users %v", name, mounted, want)
 		}
 	}
@@ -249,7 +249,7 @@ func TestWhoHoldsAVolumeHasItAndNobodyElseDoesWhateverHappens(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer os.RemoveAll(dir)
-		w := &world{f: newFake(), journal: dir, now: time.Unix(0, 0), users: map[string]map[string]bool{}}
+		w := &world{f: NewFake(), journal: dir, now: time.Unix(0, 0), users: map[string]map[string]bool{}}
 		for name := range volumes {
 			w.users[name] = map[string]bool{}
 		}
@@ -269,7 +269,7 @@ func TestWhoHoldsAVolumeHasItAndNobodyElseDoesWhateverHappens(t *testing.T) {
 				}
 				// A failed remount of a stale volume leaves its only user without: the kernel's copy in the container is
 				// what it has.
-				if !w.f.mounted(w.e.Path(n)) {
+				if !w.f.Mounted(w.e.Path(n)) {
 					for u := range w.users[n] {
 						if err := w.e.Release(t.Context(), n, u); err != nil {
 							t.Fatal(err)
@@ -285,25 +285,24 @@ func TestWhoHoldsAVolumeHasItAndNobodyElseDoesWhateverHappens(t *testing.T) {
 				}
 				delete(w.users[n], i)
 			},
-			"hang":  func(t *rapid.T) { w.f.hung[server.Draw(t, "server")] = true },
-			"thaw":  func(t *rapid.T) { w.f.hung[server.Draw(t, "server")] = false },
+			"hang":  func(t *rapid.T) { w.f.Hang(server.Draw(t, "server"), true) },
+			"thaw":  func(t *rapid.T) { w.f.Hang(server.Draw(t, "server"), false) },
 			"later": func(*rapid.T) { w.now = w.now.Add(time.Minute) },
 			"check": func(t *rapid.T) { w.e.Check(t.Context()) },
 			"go stale": func(t *rapid.T) {
-				if n := name.Draw(t, "volume"); w.f.mounted(w.e.Path(n)) {
-					w.f.stale[w.e.Path(n)] = true
+				if n := name.Draw(t, "volume"); w.f.Mounted(w.e.Path(n)) {
+					w.f.GoStale(w.e.Path(n))
 				}
 			},
 			"kill the daemon": func(t *rapid.T) { w.restart(t) },
 			"kill it after a mount and before the journal": func(t *rapid.T) {
-				if n := name.Draw(t, "volume"); !w.f.mounted(w.e.Path(n)) {
+				if n := name.Draw(t, "volume"); !w.f.Mounted(w.e.Path(n)) {
 					w.f.mounts[w.e.Path(n)] = Mounted{Source: volumes[n]}
 				}
 				w.restart(t)
 			},
 			"reboot": func(t *rapid.T) {
-				clear(w.f.mounts)
-				clear(w.f.stale)
+				w.f.Reboot()
 				w.boot++
 				for n := range w.users {
 					clear(w.users[n])

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fake is a kernel with servers behind it, as strict as the real one: it mounts nothing over a mount, unmounts only what
-// is mounted, and waits for a server that does not answer until the caller's patience ends.
-type fake struct {
+// Fake is a Mounter with servers behind it, for tests, as strict as the kernel: it mounts nothing over a mount, unmounts
+// only what is mounted, and has servers that do not answer. The source of a mount up to its ":" is its server.
+type Fake struct {
 	mu     sync.Mutex
 	mounts map[string]Mounted
 	// servers that do not answer, and mounts that have gone stale.
@@ -26,17 +26,20 @@ type fake struct {
 	broken error
 }
 
-func newFake() *fake {
-	return &fake{mounts: map[string]Mounted{}, hung: map[string]bool{}, stale: map[string]bool{}}
+// NewFake returns a Fake on which nothing is mounted.
+func NewFake() *Fake {
+	return &Fake{mounts: map[string]Mounted{}, hung: map[string]bool{}, stale: map[string]bool{}}
 }
 
-func (f *fake) Do(ctx context.Context, t Task) (Result, error) {
+// Do implements Mounter.
+func (f *Fake) Do(ctx context.Context, t Task) (Result, error) {
 	f.mu.Lock()
 	f.log = append(f.log, string(t.Do)+" "+filepath.Base(t.Target))
-	server := f.mounts[t.Target].Source
+	source := f.mounts[t.Target].Source
 	if t.Do == DoMount {
-		server = t.Attempts[0].Source
+		source = t.Attempts[0].Source
 	}
+	server, _, _ := strings.Cut(source, ":")
 	hung := f.hung[server] && t.Do != DoDetach && t.Do != DoAbort
 	f.mu.Unlock()
 	if hung {
@@ -68,7 +71,7 @@ func (f *fake) Do(ctx context.Context, t Task) (Result, error) {
 	return Result{Done: true}, nil
 }
 
-func (f *fake) mount(t Task, mounted bool) (Result, error) {
+func (f *Fake) mount(t Task, mounted bool) (Result, error) {
 	if mounted {
 		f.broken = fmt.Errorf("mount over %s", t.Target)
 	}
@@ -80,7 +83,8 @@ func (f *fake) mount(t Task, mounted bool) (Result, error) {
 	return Result{Done: true}, nil
 }
 
-func (f *fake) Mounts(dir string) (map[string]Mounted, error) {
+// Mounts implements Mounter.
+func (f *Fake) Mounts(dir string) (map[string]Mounted, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out := map[string]Mounted{}
@@ -92,16 +96,32 @@ func (f *fake) Mounts(dir string) (map[string]Mounted, error) {
 	return out, nil
 }
 
-func (f *fake) mounted(path string) bool {
+// Mounted says whether something is mounted at path.
+func (f *Fake) Mounted(path string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	_, ok := f.mounts[path]
 	return ok
 }
 
-// set changes the fake's world.
-func (f *fake) set(change func()) {
+// Hang makes a server stop answering, or answer again.
+func (f *Fake) Hang(server string, hung bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	change()
+	f.hung[server] = hung
+}
+
+// GoStale makes the server forget what is mounted at path.
+func (f *Fake) GoStale(path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stale[path] = true
+}
+
+// Reboot forgets all mounts.
+func (f *Fake) Reboot() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.mounts)
+	clear(f.stale)
 }

@@ -1,0 +1,61 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/netdriver/netdriver/volume/mount"
+)
+
+// glusterPort is glusterd's registered port.
+const glusterPort = "24007"
+
+// prepareGluster connects to a glusterd before the client is started, since that waits long for one that does not answer.
+func (s *session) prepareGluster(ctx context.Context) (mount.Plan, error) {
+	program, err := exec.LookPath("glusterfs")
+	if err != nil {
+		return mount.Plan{}, err
+	}
+	conn, err := s.connect(ctx, s.spec.Servers, glusterPort)
+	if err != nil {
+		return mount.Plan{}, err
+	}
+	if err := errors.Join(conn.Close(), os.MkdirAll(s.host.Logs, 0o700)); err != nil {
+		return mount.Plan{}, err
+	}
+	command := []string{program, "--process-name=fuse", "--volfile-id=/" + s.spec.Volume, "--log-file=" + s.glusterLog()}
+	// The one that answered first; the client goes on to the others when it dies.
+	command = append(command, "--volfile-server="+s.server.String())
+	for _, server := range s.spec.Servers {
+		command = append(command, "--volfile-server="+server)
+	}
+	if s.spec.Setting("log-level") == "" {
+		command = append(command, "--log-level=WARNING")
+	}
+	for _, setting := range s.spec.Settings {
+		command = append(command, "--"+setting.String())
+	}
+	if s.spec.ReadOnly() {
+		command = append(command, "--read-only")
+	}
+	a := mount.Attempt{Label: "GlusterFS", Command: append(command, mount.Placeholder)}
+	return mount.Plan{Attempts: []mount.Attempt{a}}, nil
+}
+
+// glusterLog is where the client writes why it failed: it says nothing on its output.
+func (s *session) glusterLog() string { return filepath.Join(s.host.Logs, "glusterfs-"+s.name+".log") }
+
+func (s *session) explainGluster(err error) (cause, remedy string) {
+	if errors.Is(err, exec.ErrNotFound) {
+		return "this node has no GlusterFS client", "install it: on Debian the package glusterfs-client"
+	}
+	if f := (mount.Failure{}); errors.As(err, &f) && (f.Step == "mount" || f.Step == "glusterfs") {
+		return fmt.Sprintf("the server has no started volume %s for this node", s.spec.Volume),
+			"look at `gluster volume info " + s.spec.Volume + "` on the server, and at " + s.glusterLog() + " here"
+	}
+	return "", ""
+}
