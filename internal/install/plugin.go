@@ -51,13 +51,18 @@ func (i *Installer) managed(ctx context.Context) (*types.Plugin, error) {
 // planPlugin returns the steps to a managed plugin that fits the daemon. One that fits is left alone, whatever version
 // of netdriver it was made from: it only forwards.
 func (i *Installer) planPlugin(ctx context.Context) ([]Step, error) {
-	want, err := door.Config(i.settings.RunDir)
+	want, err := i.wantedPlugin()
 	if err != nil {
 		return nil, err
 	}
 	have, err := i.managed(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if have == nil {
+		if err := i.checkPlain(ctx); err != nil {
+			return nil, err
+		}
 	}
 	var steps []Step
 	if have != nil && !door.Fits(have.Config, want) {
@@ -75,6 +80,25 @@ func (i *Installer) planPlugin(ctx context.Context) ([]Step, error) {
 		}})
 	}
 	return steps, nil
+}
+
+// wantedPlugin is the configuration of a plugin that fits the daemon.
+func (i *Installer) wantedPlugin() (types.PluginConfig, error) { return door.Config(i.settings.RunDir) }
+
+// checkPlain refuses a host that has networks of the plain plugin: a managed plugin hides a plain one of the same name
+// (plugin.Store.Get of moby asks for managed ones first), so Docker would not find their driver any more.
+func (i *Installer) checkPlain(ctx context.Context) error {
+	networks, err := i.networks(ctx)
+	if err != nil {
+		return fmt.Errorf("ask Docker for its networks: %w", err)
+	}
+	for _, n := range networks {
+		if n.Driver == plugin.Name {
+			return fmt.Errorf("network %s is one of plain engines (-d %s), and Docker would not find its driver beside the "+
+				"managed plugin %s: remove it with `docker network rm` first", n.Name, plugin.Name, PluginName)
+		}
+	}
+	return nil
 }
 
 // createPlugin makes the plugin of this very program.
