@@ -94,6 +94,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	g.Go(func() error { return d.catalog.run(ctx) })
 	g.Go(func() error { return d.engine.Run(ctx) })
 	g.Go(func() error { return d.publish(ctx) })
+	g.Go(func() error { return d.reap(ctx) })
 	return g.Wait()
 }
 

@@ -91,7 +91,10 @@ func (a app) root() *cobra.Command {
 	}
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	root.AddCommand(a.run(), a.inspect(), a.networks(), a.nodes(), a.install(), a.uninstall(), a.door(), a.version())
+	root.AddCommand(
+		a.run(), a.inspect(), a.networks(), a.nodes(), a.volume(), a.install(), a.uninstall(), a.door(), a.volumeChildVerb(),
+		a.version(),
+	)
 	return root
 }
 

@@ -144,6 +144,11 @@ func assemble(
 			return announce(ctx, control.SocketPath(cfg.RunDir), filepath.Join(cfg.SocketDir, pluginSocket))
 		}},
 	}
+	served, err := volumes(cfg, s, meter.ObserveCall, log)
+	if err != nil {
+		return nil, err
+	}
+	parts = append(parts, served...)
 	if cfg.Metrics != "" {
 		parts = append(parts, part{"metrics", func(ctx context.Context) error { return meter.Serve(ctx, cfg.Metrics, log) }})
 	}
