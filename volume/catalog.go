@@ -43,7 +43,6 @@ func newCatalog(s store.Store, file string, log *slog.Logger) *catalog {
 
 // run follows the store until ctx ends.
 func (c *catalog) run(ctx context.Context) error {
-	c.load()
 	var wg sync.WaitGroup
 	wg.Go(func() { follow(ctx, c, store.VolumePrefix, &c.volumes, c.afterVolumes) })
 	wg.Go(func() { follow(ctx, c, store.VolumeUsePrefix, &c.uses, func(int64) {}) })

@@ -85,8 +85,11 @@ func New(cfg Config) (*Driver, error) {
 	}, nil
 }
 
-// Recover makes the last daemon's mounts this one's. It is called before calls are answered.
-func (d *Driver) Recover(ctx context.Context) error { return d.engine.Recover(ctx) }
+// Recover makes what the last daemon knew and mounted this one's. It is called before calls are answered.
+func (d *Driver) Recover(ctx context.Context) error {
+	d.catalog.load()
+	return d.engine.Recover(ctx)
+}
 
 // Run follows the records, watches the mounts and publishes what is used, until ctx ends. What is mounted stays.
 func (d *Driver) Run(ctx context.Context) error {
