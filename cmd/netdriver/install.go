@@ -12,6 +12,7 @@ import (
 	"github.com/netdriver/netdriver/internal/config"
 	"github.com/netdriver/netdriver/internal/control"
 	"github.com/netdriver/netdriver/internal/install"
+	"github.com/netdriver/netdriver/volume"
 )
 
 const installLong = `Set netdriver up on this host: the program in /usr/local/bin, the settings given here in the configuration file,
@@ -21,7 +22,8 @@ Run it again with another program to upgrade, or with other settings to change t
 alone, the daemon is restarted if it has to be, and networks and containers go on meanwhile.`
 
 const uninstallLong = `Take netdriver off this host: the managed plugin, Docker's networks of ours, the service, all that is ours in
-the kernel, and the program. The node's identity, the embedded store and the settings stay, unless --purge is given.
+the kernel, and the program. The node's identity, the embedded store, local volumes and the settings stay, unless
+--purge is given.
 
 It is refused while containers use our networks. A node of a cluster should leave it before.`
 
@@ -40,7 +42,7 @@ func (a app) uninstall() *cobra.Command {
 	}
 	var r install.Removal
 	cmd.Flags().BoolVar(&r.Force, "force", false, "also while containers use our networks, which cuts them off")
-	cmd.Flags().BoolVar(&r.Purge, "purge", false, "also the node's identity, the embedded store and the settings")
+	cmd.Flags().BoolVar(&r.Purge, "purge", false, "also the node's identity, the embedded store, local volumes and the settings")
 	a.change(cmd, func(ctx context.Context, i *install.Installer) ([]install.Step, error) { return i.PlanRemoval(ctx, r) })
 	return cmd
 }
@@ -103,7 +105,8 @@ func (a app) installer(cmd *cobra.Command) (i *install.Installer, closing func()
 	}
 	i, err = install.New(install.Config{
 		Self: self, Version: version(), File: file, Given: given, Systemd: install.Systemctl{}, Docker: docker,
-		Kernel: remains{}, Answers: answers,
+		Kernel: remains{}, Mounts: install.Mounted, Answers: answers,
+		Sockets: []string{pluginSocket, volume.Socket},
 	})
 	return i, func() { docker.Close() }, err
 }

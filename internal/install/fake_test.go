@@ -29,6 +29,7 @@ type host struct {
 	networks  map[string]network.Inspect
 	dockerErr error
 	kernel    []string
+	mounts    []string
 }
 
 func newHost(t *testing.T) *host {
@@ -77,6 +78,7 @@ func (h *host) program(version string) Config {
 	}
 	return Config{
 		Self: self, Version: version, Root: h.root, Systemd: h, Docker: engine{h}, Kernel: h, Answers: h.answers,
+		Mounts: h.mounted, Sockets: []string{"custom-overlay.sock"},
 	}
 }
 
@@ -85,6 +87,15 @@ func (h *host) answers(context.Context, string) (string, error) {
 		return "", errors.New("nobody answers")
 	}
 	return h.running, nil
+}
+
+func (h *host) mounted(dir string) (points []string, err error) {
+	for _, m := range h.mounts {
+		if m = filepath.Join(h.root, m); strings.HasPrefix(m+"/", dir+"/") {
+			points = append(points, m)
+		}
+	}
+	return points, nil
 }
 
 func (h *host) Booted() bool { return h.systemd }
@@ -107,6 +118,7 @@ func (h *host) Control(_ context.Context, args ...string) (string, error) {
 	case command == "start "+service, command == "restart "+service:
 		h.active, h.running = true, strings.TrimPrefix(h.read(programPath), "program ")
 		h.write("/run/netdriver/lock", "7")
+		h.write("/run/docker/plugins/custom-overlay.sock", "")
 		h.write("/var/lib/netdriver/node-id", "x")
 		h.kernel = []string{"namespace", "network my-net"}
 	case command == "disable --now "+service:

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // planFiles returns the steps to the program and its settings.
@@ -70,4 +72,14 @@ func replace(path string, content io.Reader, mode fs.FileMode) error {
 		return err
 	}
 	return os.Rename(f.Name(), path)
+}
+
+// Mounted lists what is mounted on dir or below it, in this process's mount namespace.
+func Mounted(dir string) ([]string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	var points []string
+	for _, m := range mounts {
+		points = append(points, m.Mountpoint)
+	}
+	return points, err
 }

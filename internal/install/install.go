@@ -36,11 +36,15 @@ type Config struct {
 	File string
 	// Given are settings that the file shall have.
 	Given []config.Given
+	// Sockets are the files in Docker's plugin directory that a daemon may have left.
+	Sockets []string
 	// Root is put before every path of the host; empty but in tests.
 	Root    string
 	Systemd Systemd
 	Docker  Docker
 	Kernel  Kernel
+	// Mounts lists what is mounted on a directory or below it; Mounted is the real one.
+	Mounts func(dir string) ([]string, error)
 	// Answers asks the daemon with that run directory for its version.
 	Answers func(ctx context.Context, runDir string) (version string, err error)
 }

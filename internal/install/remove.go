@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/docker/docker/api/types/network"
-	"github.com/moby/sys/mountinfo"
 
 	"github.com/netdriver/netdriver/internal/config"
 	"github.com/netdriver/netdriver/internal/plugin"
@@ -24,13 +23,17 @@ var ErrInUse = errors.New("containers use netdriver's networks")
 type Removal struct {
 	// Force cuts containers off that use our networks, and goes on without a Docker engine that answers.
 	Force bool
-	// Purge removes what a later installation would find again: the settings, the node's identity and the embedded store.
+	// Purge removes what a later installation would find again: the settings, the node's identity, the embedded store,
+	// and the data of local volumes.
 	Purge bool
 }
 
 // PlanRemoval returns the steps that take netdriver off this host. The error wraps ErrInUse if containers use our
 // networks and r does not force it.
 func (i *Installer) PlanRemoval(ctx context.Context, r Removal) ([]Step, error) {
+	if err := i.checkVolumes(); err != nil {
+		return nil, err
+	}
 	docker, err := i.planDockerRemoval(ctx, r.Force)
 	if err != nil {
 		return nil, err
@@ -45,6 +48,18 @@ func (i *Installer) PlanRemoval(ctx context.Context, r Removal) ([]Step, error) 
 	}
 	files, err := i.planFileRemoval(r.Purge)
 	return slices.Concat(docker, service, kernel, files), err
+}
+
+// checkVolumes refuses a host on which volumes are mounted: what is in them must not be taken for ours.
+func (i *Installer) checkVolumes() error {
+	mounts, err := i.cfg.Mounts(i.path(filepath.Join(i.settings.RunDir, "volumes")))
+	if err != nil {
+		return err
+	}
+	if len(mounts) > 0 {
+		return fmt.Errorf("%w or volumes: %s is mounted; stop the containers that use it, or unmount it", ErrInUse, mounts[0])
+	}
+	return nil
 }
 
 // planDockerRemoval returns the steps that remove our networks while the daemon still runs, which gives the node's part
@@ -139,7 +154,11 @@ func (i *Installer) planKernelRemoval(ctx context.Context) ([]Step, error) {
 }
 
 func (i *Installer) planFileRemoval(purge bool) (steps []Step, err error) {
-	paths := []string{filepath.Join(i.settings.SocketDir, plugin.Name+".sock"), i.settings.RunDir}
+	var paths []string
+	for _, name := range i.cfg.Sockets {
+		paths = append(paths, filepath.Join(i.settings.SocketDir, name))
+	}
+	paths = append(paths, i.settings.RunDir)
 	if i.program == programPath {
 		paths = append(paths, programPath)
 	} else {
@@ -171,12 +190,12 @@ func exists(path string) bool {
 // somebody's volume.
 func (i *Installer) remove(path string) Step {
 	return Step{"rm -r " + path, func(context.Context) error {
-		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(i.path(path)))
+		mounts, err := i.cfg.Mounts(i.path(path))
 		if err != nil {
 			return err
 		}
 		if len(mounts) > 0 {
-			return fmt.Errorf("%s is mounted there: unmount it first", mounts[0].Mountpoint)
+			return fmt.Errorf("%s is mounted there: unmount it first", mounts[0])
 		}
 		return os.RemoveAll(i.path(path))
 	}}

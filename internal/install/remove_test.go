@@ -24,6 +24,7 @@ func TestRemovalLeavesTheHostAsItWas(t *testing.T) {
 		"rm -r /etc/systemd/system/netdriver.service",
 		"systemctl daemon-reload",
 		"remove from the kernel: namespace, network my-net",
+		"rm -r /run/docker/plugins/custom-overlay.sock",
 		"rm -r /run/netdriver",
 		"rm -r /usr/local/bin/netdriver",
 		"rm -r /var/lib/netdriver",
@@ -91,5 +92,32 @@ func TestRemovalWithoutSystemdWantsTheDaemonStopped(t *testing.T) {
 		t.Error(err)
 	}
 	h.running = ""
+	uninstall(t, cfg, Removal{})
+}
+
+// A volume's content must never be taken for something of ours.
+func TestRemovalIsRefusedWhileVolumesAreMounted(t *testing.T) {
+	h := newHost(t)
+	cfg := h.program("v1")
+	install(t, cfg, false)
+	h.write("/run/netdriver/volumes/data/keep", "me")
+	h.mounts = []string{"/run/netdriver/volumes/data"}
+	for _, force := range []bool{false, true} {
+		err := refused(t, cfg, func(i *Installer) ([]Step, error) {
+			return i.PlanRemoval(t.Context(), Removal{Force: force, Purge: true})
+		})
+		if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), h.mounts[0]) {
+			t.Error(err)
+		}
+	}
+	i, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.remove("/run/netdriver").run(t.Context()); err == nil {
+		t.Error("a mounted volume was removed")
+	}
+	h.read("/run/netdriver/volumes/data/keep")
+	h.mounts = nil
 	uninstall(t, cfg, Removal{})
 }
