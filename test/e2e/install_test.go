@@ -15,22 +15,25 @@ import (
 )
 
 // installHost makes a lab of one host with dockerd and systemd and without netdriver.
-func installHost(t *testing.T) (*lab.Lab, *systemdHost) {
+func installHost(t *testing.T) (*lab.Lab, *lab.Node) {
 	t.Helper()
 	l := ownLab(t, lab.Config{Nodes: 1})
+	if err := l.Nodes[0].StartSystemd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.StartDocker(t.Context(), dockerArgs()...); err != nil {
 		t.Fatal(err)
 	}
 	// Docker makes this one by itself as soon as a container needs it, and keeps it: it is not netdriver's.
 	docker(t, l.Nodes[0], "network", "create", "--opt", "com.docker.network.bridge.name=docker_gwbridge",
 		"--opt", "com.docker.network.bridge.enable_icc=false", "docker_gwbridge")
-	return l, startSystemd(t, l, l.Nodes[0])
+	return l, l.Nodes[0]
 }
 
 // remains lists all that an installation could leave on a host.
-func (h *systemdHost) remains(t *testing.T) []string {
+func remains(t *testing.T, n *lab.Node) []string {
 	t.Helper()
-	return strings.Split(h.run(t, "bash", "-c", `
+	return strings.Split(run(t, n, "bash", "-c", `
 ip -all netns
 ip -brief link | awk '{ print "link", $1 }'
 nft --stateless list ruleset | grep -v '^#'
@@ -63,23 +66,23 @@ func newer(t *testing.T, l *lab.Lab) string {
 
 func TestAHostIsAsItWasAfterInstallationUseAndRemoval(t *testing.T) {
 	l, h := installHost(t)
-	before := h.remains(t)
-	says(t, h.run(t, binary(t), "install", "--dry-run"), "systemctl start netdriver.service")
-	if diff := cmp.Diff(before, h.remains(t)); diff != "" {
+	before := remains(t, h)
+	says(t, run(t, h, binary(t), "install", "--dry-run"), "systemctl start netdriver.service")
+	if diff := cmp.Diff(before, remains(t, h)); diff != "" {
 		t.Errorf("a dry run changed the host (-before +after):\n%s", diff)
 	}
-	says(t, h.run(t, binary(t), "install", "--underlay", "eth0"), "systemctl start netdriver.service")
-	says(t, h.run(t, binary(t), "install"), "nothing to do")
-	says(t, h.run(t, "netdriver", "nodes"), h.Addr.String())
+	says(t, run(t, h, binary(t), "install", "--underlay", "eth0"), "systemctl start netdriver.service")
+	says(t, run(t, h, binary(t), "install"), "nothing to do")
+	says(t, run(t, h, "netdriver", "nodes"), h.Addr.String())
 
 	const network = "plain"
-	docker(t, h.Node, createArgs(network, "--subnet", "10.120.1.0/24")...)
-	first, second := serve(t, h.Node, network), network+"-second"
-	docker(t, h.Node, "run", "--detach", "--name", second, "--network", network, lab.Image, "sleep", "1000")
-	stream := startStream(t, h.Node, first, address(t, h.Node, network, second, "IPAddress"), 8*time.Second)
-	says(t, h.run(t, newer(t, l), "install"), "systemctl restart netdriver.service")
+	docker(t, h, createArgs(network, "--subnet", "10.120.1.0/24")...)
+	first, second := serve(t, h, network), network+"-second"
+	docker(t, h, "run", "--detach", "--name", second, "--network", network, lab.Image, "sleep", "1000")
+	stream := startStream(t, h, first, address(t, h, network, second, "IPAddress"), 8*time.Second)
+	says(t, run(t, h, newer(t, l), "install"), "systemctl restart netdriver.service")
 	stream.mustLoseNothing(t)
-	if got, want := h.run(t, "sh", "-c", "tail -c 5 /proc/$(systemctl show --value -p MainPID netdriver)/exe"), "newer"; got != want {
+	if got, want := run(t, h, "sh", "-c", "tail -c 5 /proc/$(systemctl show --value -p MainPID netdriver)/exe"), "newer"; got != want {
 		t.Errorf("the service runs a program that ends in %q", got)
 	}
 
@@ -88,9 +91,9 @@ func TestAHostIsAsItWasAfterInstallationUseAndRemoval(t *testing.T) {
 	} else {
 		says(t, err.Error(), first+" in "+network, "--force")
 	}
-	docker(t, h.Node, "rm", "--force", first, second)
-	says(t, h.run(t, "netdriver", "uninstall", "--purge"), "docker network rm "+network, "remove from the kernel")
-	if diff := cmp.Diff(before, h.remains(t)); diff != "" {
+	docker(t, h, "rm", "--force", first, second)
+	says(t, run(t, h, "netdriver", "uninstall", "--purge"), "docker network rm "+network, "remove from the kernel")
+	if diff := cmp.Diff(before, remains(t, h)); diff != "" {
 		t.Errorf("something is left (-before +after):\n%s", diff)
 	}
 }
@@ -98,12 +101,12 @@ func TestAHostIsAsItWasAfterInstallationUseAndRemoval(t *testing.T) {
 // A killed daemon comes back by itself, and so does one that its host's boot could not start yet.
 func TestTheServiceComesBack(t *testing.T) {
 	_, h := installHost(t)
-	h.run(t, binary(t), "install")
-	pid := h.run(t, "systemctl", "show", "--value", "--property=MainPID", "netdriver")
-	h.run(t, "systemctl", "kill", "--signal=KILL", "netdriver")
+	run(t, h, binary(t), "install")
+	pid := run(t, h, "systemctl", "show", "--value", "--property=MainPID", "netdriver")
+	run(t, h, "systemctl", "kill", "--signal=KILL", "netdriver")
 	eventually(t, 15*time.Second, func() error { _, err := h.Exec(t.Context(), "netdriver", "nodes"); return err })
-	if again := h.run(t, "systemctl", "show", "--value", "--property=MainPID", "netdriver"); again == pid {
+	if again := run(t, h, "systemctl", "show", "--value", "--property=MainPID", "netdriver"); again == pid {
 		t.Error("it was not killed")
 	}
-	h.run(t, "netdriver", "uninstall", "--purge")
+	run(t, h, "netdriver", "uninstall", "--purge")
 }

@@ -78,5 +78,5 @@ func (n *Node) InContainer(ctx context.Context, container string, args ...string
 	if err != nil {
 		return nil, err
 	}
-	return n.Command(ctx, append([]string{"nsenter", "--net", "--target", strings.TrimSpace(pid)}, args...)...), nil
+	return n.command(ctx, append([]string{"nsenter", "--net", "--target", strings.TrimSpace(pid)}, args...)...), nil
 }

@@ -50,10 +50,11 @@ type Node struct {
 	// Dir holds what outlives a reboot: dockerd's data root and the daemon's data directory.
 	Dir string
 
-	lab    *Lab
-	init   *process
-	docker *process
-	daemon *process
+	lab     *Lab
+	init    *process
+	docker  *process
+	daemon  *process
+	systemd *process
 }
 
 func (l *Lab) node(name string, addr netip.Addr) *Node {
@@ -99,12 +100,12 @@ func (n *Node) halt() error {
 	if err := n.init.stop(unix.SIGKILL, 20*time.Second); err != nil {
 		return fmt.Errorf("halt node %s: %w", n.Name, err)
 	}
-	for _, p := range []*process{n.docker, n.daemon} {
+	for _, p := range []*process{n.docker, n.daemon, n.systemd} {
 		if p != nil {
 			<-p.done
 		}
 	}
-	n.init, n.docker, n.daemon = nil, nil, nil
+	n.init, n.docker, n.daemon, n.systemd = nil, nil, nil, nil
 	return nil
 }
 
@@ -127,12 +128,28 @@ func (n *Node) Reboot(ctx context.Context) error {
 	return n.lab.plug(n)
 }
 
-// Command prepares a command in the node's namespaces; as with exec.CommandContext, the end of ctx kills it. The
-// child of nsenter dies with nsenter, which has no other way to pass a SIGKILL on.
+// Command prepares a command in the node's namespaces, beside its systemd if it has one; as with exec.CommandContext,
+// the end of ctx kills it.
 func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
-	enter := []string{"--target", strconv.Itoa(n.pid()), "--mount", "--net", "--uts", "--pid",
-		"--", "setpriv", "--pdeathsig", "KILL", "--"}
-	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
+	if n.systemd == nil {
+		return n.command(ctx, args...)
+	}
+	// systemd is the child of the process that made namespaces for it.
+	ns := filepath.Join("/proc", strconv.Itoa(n.systemd.pid), "ns")
+	return n.enter(ctx, []string{"--mount=" + filepath.Join(ns, "mnt"), "--pid=" + filepath.Join(ns, "pid_for_children")}, args)
+}
+
+// command prepares a command in the node's own namespaces, where its dockerd runs.
+func (n *Node) command(ctx context.Context, args ...string) *exec.Cmd {
+	return n.enter(ctx, []string{"--mount", "--pid"}, args)
+}
+
+// enter prepares a command in the node's network and given other namespaces. The child of nsenter dies with nsenter,
+// which has no other way to pass a SIGKILL on.
+func (n *Node) enter(ctx context.Context, namespaces, args []string) *exec.Cmd {
+	enter := slices.Concat([]string{"--target", strconv.Itoa(n.pid()), "--net", "--uts"}, namespaces,
+		[]string{"--", "setpriv", "--pdeathsig", "KILL", "--"}, args)
+	cmd := exec.CommandContext(ctx, "nsenter", enter...)
 	cmd.Env = n.env()
 	cmd.WaitDelay = time.Second
 	return cmd
@@ -192,7 +209,7 @@ func (n *Node) pid() int {
 
 // start starts a long-running process in the node.
 func (n *Node) start(name string, env []string, args ...string) (*process, error) {
-	cmd := n.Command(context.Background(), args...)
+	cmd := n.command(context.Background(), args...)
 	cmd.Env = slices.Concat(cmd.Env, env)
 	return start(cmd, n.log(name))
 }
