@@ -25,7 +25,8 @@ func (n *Node) StartDocker(ctx context.Context, args ...string) error {
 	if err := os.WriteFile(config, []byte("{}\n"), 0o644); err != nil {
 		return fmt.Errorf("start dockerd on %s: %w", n.Name, err)
 	}
-	command := append([]string{"dockerd",
+	// Managed plugins, unlike containers, get control groups below dockerd's own.
+	command := append([]string{"bash", "-c", joinScript + `exec "$@"`, n.lab.cgroup + "/" + n.Name + "-dockerd", "dockerd",
 		"--config-file", config,
 		"--data-root", filepath.Join(n.Dir, "docker"),
 		"--host", "unix:///run/docker.sock",

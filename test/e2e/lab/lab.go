@@ -166,7 +166,7 @@ func (l *Lab) Close() error {
 			errs = append(errs, n.halt())
 		}
 	}
-	errs = append(errs, removeCgroups(l.cgroup))
+	errs = append(errs, removeCgroups(l.cgroup), removePluginGroups(l.Dir))
 	if !l.keep {
 		return errors.Join(append(errs, os.RemoveAll(l.Dir))...)
 	}

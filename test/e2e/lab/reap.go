@@ -81,7 +81,7 @@ func Reap(dir string) error {
 			return fmt.Errorf("reap lab %s: %w", dir, err)
 		}
 	}
-	if err := errors.Join(removeCgroups(r.Cgroup), os.RemoveAll(dir)); err != nil {
+	if err := errors.Join(removeCgroups(r.Cgroup), removePluginGroups(dir), os.RemoveAll(dir)); err != nil {
 		return fmt.Errorf("reap lab %s: %w", dir, err)
 	}
 	return nil
@@ -171,6 +171,23 @@ func removeCgroups(name string) error {
 	var errs []error
 	for i := len(dirs) - 1; i >= 0; i-- {
 		if err := os.Remove(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removePluginGroups removes the control groups of managed plugins that ran in the lab in dir: where hierarchies of both
+// versions are mounted, runc puts them at the root of the one of version 2, by their ids alone.
+func removePluginGroups(dir string) error {
+	plugins, err := filepath.Glob(filepath.Join(dir, "*", "docker", "plugins", "????????*", "rootfs"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, rootfs := range plugins {
+		err := os.Remove(filepath.Join("/sys/fs/cgroup/unified", filepath.Base(filepath.Dir(rootfs))))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}

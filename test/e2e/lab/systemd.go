@@ -35,24 +35,26 @@ echo "$2" >/etc/hostname # which systemd sets
 touch $0/prepared
 `
 
-// systemdScript starts systemd in control groups below the lab's, which a control group namespace makes the topmost
-// ones that it sees: $1 is their path.
-const systemdScript = `set -e
+// joinScript puts the shell into a control group of every hierarchy: $0 is its path below their roots. A child of the
+// shell makes its own groups below that, and the lab removes them all.
+const joinScript = `set -e
 roots=/sys/fs/cgroup
 [ -e /sys/fs/cgroup/cgroup.controllers ] || roots=$(echo /sys/fs/cgroup/*)
 for root in $roots; do
   group=$root
-  for part in $(echo "$1" | tr / ' '); do
+  for part in $(echo "$0" | tr / ' '); do
+    mkdir -p "$group/$part"
     for file in cpuset.cpus cpuset.mems; do # a new group of version 1 has none, and takes no process then
-      ! [ -e "$group/$file" ] || value=$(cat "$group/$file")
-      mkdir -p "$group/$part"
-      ! [ -n "$value" ] || ! [ -e "$group/$part/$file" ] || echo "$value" >"$group/$part/$file"
-      value=
+      if [ -e "$group/$file" ] && [ -e "$group/$part/$file" ]; then cat "$group/$file" >"$group/$part/$file"; fi
     done
     group=$group/$part
   done
   echo $$ >"$group/cgroup.procs"
 done
+`
+
+// systemdScript starts systemd, which is to see the shell's control groups as the topmost ones.
+const systemdScript = joinScript + `
 exec unshare --cgroup --pid --fork --kill-child --mount --propagation unchanged bash -c '
 set -e
 mount --make-rprivate /sys/fs/cgroup
@@ -67,10 +69,10 @@ fi
 mount --make-private /proc
 mount -t proc proc /proc
 mount --make-rprivate /dev
-touch $0/console
-mount --bind $0/console /dev/console
+touch $1/console
+mount --bind $1/console /dev/console
 export container=lab SYSTEMD_UNIT_PATH=/etc/systemd/system SYSTEMD_GENERATOR_PATH=/nonexistent
-exec /lib/systemd/systemd --log-target=console --show-status=no --unit=default.target' $0
+exec /lib/systemd/systemd --log-target=console --show-status=no --unit=default.target' "$0" "$1"
 `
 
 // StartSystemd makes the node an ordinary host in which a systemd looks after services: from here on commands run beside
@@ -87,7 +89,7 @@ func (n *Node) StartSystemd(ctx context.Context) error {
 	}
 	// Below the lab's own group, so that the lab removes all that systemd makes.
 	group := n.lab.cgroup + "/" + n.Name + "-systemd"
-	p, err := n.start("systemd", nil, "bash", "-c", systemdScript, dir, group)
+	p, err := n.start("systemd", nil, "bash", "-c", systemdScript, group, dir)
 	if err != nil {
 		return fmt.Errorf("start systemd on %s: %w", n.Name, err)
 	}
