@@ -9,7 +9,7 @@ FUZZTIME ?= 10s
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 .PHONY: deps
 deps: ## install the Debian packages that the demo and the tests need (root)
@@ -25,6 +25,13 @@ demo: ## two Docker hosts on this machine, one network over both (root)
 	@$(MAKE) --no-print-directory build
 	@CGO_ENABLED=0 go build -trimpath -o bin/demo ./test/demo
 	@bin/demo --binary bin/netdriver
+
+.PHONY: demo-swarm
+demo-swarm: ## a swarm of three hosts on this machine, a service called by its name (root)
+	@script/deps demo
+	@$(MAKE) --no-print-directory build
+	@CGO_ENABLED=0 go build -trimpath -o bin/demo ./test/demo
+	@bin/demo --binary bin/netdriver --swarm
 
 .PHONY: test
 test: deps ## everything that CI runs: lint, unit, moby, e2e (root)

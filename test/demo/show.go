@@ -67,6 +67,19 @@ func (s *show) exec(ctx context.Context, n *lab.Node, args ...string) (string, e
 	return out, err
 }
 
+// startDockers starts the dockerd of every node and says which Docker it is.
+func (s *show) startDockers(ctx context.Context, l *lab.Lab) error {
+	if err := l.StartDocker(ctx); err != nil {
+		return err
+	}
+	for _, n := range l.Nodes {
+		if _, err := s.exec(ctx, n, "docker", "info", "--format", "{{.Name}}: Docker {{.ServerVersion}}"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // paint surrounds text with a colour of ECMA-48, on a terminal only.
 func (s *show) paint(colour, text string) string {
 	if !s.colour {

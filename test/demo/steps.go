@@ -25,16 +25,8 @@ type hosts struct {
 	first, second *lab.Node
 }
 
-// newHosts removes what an earlier, killed demo left, and makes the hosts' namespaces.
-func newHosts(ctx context.Context, show *show, binary string) (*hosts, error) {
-	if _, err := lab.ReapAll(); err != nil {
-		return nil, err
-	}
-	l, err := lab.New(ctx, lab.Config{Nodes: 2, Binary: binary})
-	if err != nil {
-		return nil, err
-	}
-	return &hosts{show: show, lab: l, first: l.Nodes[0], second: l.Nodes[1]}, nil
+func newHosts(show *show, l *lab.Lab) *hosts {
+	return &hosts{show: show, lab: l, first: l.Nodes[0], second: l.Nodes[1]}
 }
 
 // steps are the demo, in order.
@@ -50,17 +42,7 @@ func (h *hosts) steps() []step {
 	}
 }
 
-func (h *hosts) startDocker(ctx context.Context) error {
-	if err := h.lab.StartDocker(ctx); err != nil {
-		return err
-	}
-	for _, n := range h.lab.Nodes {
-		if _, err := h.exec(ctx, n, "docker", "info", "--format", "{{.Name}}: Docker {{.ServerVersion}}"); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (h *hosts) startDocker(ctx context.Context) error { return h.startDockers(ctx, h.lab) }
 
 func (h *hosts) startDaemons(ctx context.Context) error {
 	certificates, err := lab.Certificates(filepath.Join(h.lab.Dir, "tls"), h.first.Addr, h.second.Addr)
