@@ -31,6 +31,7 @@ func allowed() map[string][]string {
 		"internal/imports":  {},
 		"volume/option":     {},
 		"volume/mount":      {},
+		"volume/backup":     {},
 		"volume/backend":    {"volume/mount", "volume/option"},
 		"volume":            {"internal/plugin", "volume/backend", "volume/mount", "volume/option"},
 		"ipam":              {"internal/plugin"},

@@ -1,0 +1,348 @@
+// Package backup writes a volume to an archive and back. An archive is a pax tar, compressed with zstd, that plain
+// `tar --zstd --xattrs` reads: it has owners, modes, times, extended attributes with ACLs, hard links, devices and holes.
+// Its last members are a list of SHA-256 sums that `sha256sum -c` reads, and a summary that tells a whole archive from a
+// cut one.
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// chunkSize is how much of the tar is compressed at a time, in bytes, as a zstd frame of its own (RFC 8878 §3.1: frames
+	// may follow each other), so that all CPUs can do it side by side.
+	chunkSize = 2 << 20
+	// batchEntries is how many entries one reader takes at most.
+	batchEntries = 256
+	// readers read files side by side. More than the CPUs, since disks and servers take their time.
+	readers = 4
+	// ahead is how many chunks a reader may be ahead of what is written.
+	ahead = 2
+)
+
+// Source is the volume that is read.
+type Source struct {
+	// Dir is the volume's directory.
+	Dir *os.File
+	// Name, and Now if not nil, are for the summary.
+	Name string
+	Now  func() time.Time
+	// Warn is told what is left out or changed while it was read; Progress what was read so far. Both may be nil.
+	Warn     func(string)
+	Progress func(Progress)
+}
+
+// Progress is how far a backup or restore is.
+type Progress struct {
+	Entries int64
+	// Bytes of files.
+	Bytes int64
+}
+
+// chunk is a piece of the tar on its way.
+type chunk struct {
+	raw, packed []byte
+	// done is closed when packed is there.
+	done chan struct{}
+}
+
+// batch is a run of entries that one reader reads.
+type batch struct {
+	entries []*entry
+	chunks  chan *chunk
+	// sums are the lines of the manifest; valid once chunks is closed, as are bytes and err.
+	sums  []byte
+	bytes int64
+	err   error
+}
+
+// creator is one backup being made.
+type creator struct {
+	Source
+	root     int
+	work     chan *batch
+	order    chan *batch
+	compress chan *chunk
+	// free are buffers for chunks.
+	free chan []byte
+}
+
+// Create writes the volume to out. Files may change meanwhile: each is whole in itself, as far as its writers allow.
+func Create(ctx context.Context, src Source, out io.Writer) (Summary, error) {
+	c := newCreator(src)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.plan(ctx) })
+	packers := runtime.GOMAXPROCS(0)
+	for range readers {
+		g.Go(func() error { return c.read(ctx) })
+	}
+	for range packers {
+		g.Go(func() error { return c.pack(ctx) })
+	}
+	var summary Summary
+	g.Go(func() (err error) {
+		defer close(c.compress)
+		summary, err = c.write(ctx, out)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return Summary{}, fmt.Errorf("back up %s: %w", src.Name, err)
+	}
+	return summary, nil
+}
+
+func newCreator(src Source) *creator {
+	if src.Now == nil {
+		src.Now = time.Now
+	}
+	var mu sync.Mutex // readers warn side by side
+	warn := src.Warn
+	src.Warn = func(text string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if warn != nil {
+			warn(text)
+		}
+	}
+	if src.Progress == nil {
+		src.Progress = func(Progress) {}
+	}
+	return &creator{
+		Source: src, root: int(src.Dir.Fd()),
+		work: make(chan *batch), order: make(chan *batch, readers), compress: make(chan *chunk, readers*ahead),
+		free: make(chan []byte, readers*(ahead+2)),
+	}
+}
+
+// plan divides the volume into batches, in the order in which they are written.
+func (c *creator) plan(ctx context.Context) error {
+	defer close(c.work)
+	defer close(c.order)
+	var b *batch
+	size := int64(0)
+	flush := func() error {
+		if b == nil {
+			return nil
+		}
+		full := b
+		b, size = nil, 0
+		for _, to := range []chan *batch{c.order, c.work} {
+			select {
+			case to <- full:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	}
+	w := walker{root: c.root, first: map[fileID]string{}, warn: c.Warn, emit: func(e *entry) error {
+		if b == nil {
+			b = &batch{chunks: make(chan *chunk, ahead)}
+		}
+		b.entries = append(b.entries, e)
+		size += 2 * block
+		if e.regular() {
+			size += e.stat.Size
+		}
+		if size >= chunkSize || len(b.entries) >= batchEntries {
+			return flush()
+		}
+		return nil
+	}}
+	if err := w.walk(ctx, "."); err != nil {
+		return err
+	}
+	return flush()
+}
+
+// read is one reader.
+func (c *creator) read(ctx context.Context) error {
+	for b := range c.work {
+		r := &reader{creator: c, ctx: ctx, batch: b, buf: c.buffer()}
+		for _, e := range b.entries {
+			if b.err = r.entry(e); b.err != nil {
+				break
+			}
+		}
+		if b.err == nil {
+			b.err = r.flush()
+		}
+		err := b.err
+		close(b.chunks)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pack is one compressor. The content checksum of each frame is what finds a damaged archive first.
+func (c *creator) pack(ctx context.Context) error {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+		zstd.WithWindowSize(1<<20), zstd.WithEncoderCRC(true), zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		return err
+	}
+	for {
+		select {
+		case k, ok := <-c.compress:
+			if !ok {
+				return z.Close()
+			}
+			k.packed = z.EncodeAll(k.raw, c.buffer())
+			c.reuse(k.raw)
+			close(k.done)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// write puts the chunks in order, and the manifest and the end of the tar after them.
+func (c *creator) write(ctx context.Context, out io.Writer) (Summary, error) {
+	m, err := newManifest()
+	if err != nil {
+		return Summary{}, err
+	}
+	defer m.close()
+	s := Summary{Format: format, Volume: c.Name, Created: c.Now().UTC()}
+	for b := range c.order {
+		if err := c.putBatch(ctx, b, out); err != nil {
+			return s, err
+		}
+		if _, err := m.Write(b.sums); err != nil {
+			return s, err
+		}
+		s.Entries += int64(len(b.entries))
+		s.Bytes += b.bytes
+		c.Progress(Progress{s.Entries, s.Bytes})
+	}
+	if err := ctx.Err(); err != nil { // the plan was cut short
+		return s, err
+	}
+	return s, c.finish(m, &s, out)
+}
+
+// putBatch writes what a reader has read, as it comes.
+func (c *creator) putBatch(ctx context.Context, b *batch, out io.Writer) error {
+	for {
+		select {
+		case k, ok := <-b.chunks:
+			if !ok {
+				return b.err
+			}
+			select {
+			case <-k.done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if _, err := out.Write(k.packed); err != nil {
+				return fmt.Errorf("write the archive: %w", err)
+			}
+			c.reuse(k.packed)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// finish writes the last members.
+func (c *creator) finish(m *manifest, s *Summary, out io.Writer) error {
+	z, err := zstd.NewWriter(out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(true),
+		zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		return err
+	}
+	if err := m.writeTo(z, s); err != nil {
+		return errors.Join(fmt.Errorf("write the archive: %w", err), z.Close())
+	}
+	if err := z.Close(); err != nil {
+		return fmt.Errorf("write the archive: %w", err)
+	}
+	return nil
+}
+
+// buffer returns an empty buffer for a chunk.
+func (c *creator) buffer() []byte {
+	select {
+	case b := <-c.free:
+		return b[:0]
+	default:
+		return make([]byte, 0, chunkSize+64<<10)
+	}
+}
+
+func (c *creator) reuse(b []byte) {
+	select {
+	case c.free <- b:
+	default:
+	}
+}
+
+// reader turns entries into chunks of tar.
+type reader struct {
+	*creator
+	ctx   context.Context
+	batch *batch
+	buf   []byte
+}
+
+// flush hands the buffer on and takes a new one.
+func (r *reader) flush() error {
+	if len(r.buf) == 0 {
+		return nil
+	}
+	k := &chunk{raw: r.buf, done: make(chan struct{})}
+	for _, to := range []chan *chunk{r.compress, r.batch.chunks} {
+		select {
+		case to <- k:
+		case <-r.ctx.Done():
+			return r.ctx.Err()
+		}
+	}
+	r.buf = r.buffer()
+	return nil
+}
+
+// entry appends one entry with its data.
+func (r *reader) entry(e *entry) error {
+	if !e.regular() {
+		r.buf = appendHeader(r.buf, e, 0, nil)
+		return r.room()
+	}
+	fd, err := openBeneath(r.root, e.path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOATIME, 0)
+	if errors.Is(err, unix.EPERM) { // O_NOATIME is for the owner only, where root is squashed
+		fd, err = openBeneath(r.root, e.path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	}
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
+		r.Warn(e.path + " disappeared while it was read")
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open %s: %w", e.path, err)
+	}
+	defer unix.Close(fd)
+	if err := r.file(e, fd); err != nil {
+		return fmt.Errorf("read %s: %w", e.path, err)
+	}
+	return r.room()
+}
+
+// room hands a full buffer on.
+func (r *reader) room() error {
+	if len(r.buf) < chunkSize {
+		return nil
+	}
+	return r.flush()
+}
