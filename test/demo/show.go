@@ -61,10 +61,15 @@ func (s *show) command(n *lab.Node, args []string) {
 func (s *show) exec(ctx context.Context, n *lab.Node, args ...string) (string, error) {
 	s.command(n, args)
 	out, err := n.Exec(ctx, args...)
-	for line := range strings.Lines(out) {
+	s.output(out)
+	return out, err
+}
+
+// output prints what a command said.
+func (s *show) output(text string) {
+	for line := range strings.Lines(text) {
 		fmt.Fprintf(s.out, "      %s\n", strings.TrimRight(line, "\r\n"))
 	}
-	return out, err
 }
 
 // startDockers starts the dockerd of every node and says which Docker it is.

@@ -100,7 +100,7 @@ func (s *swarm) joinSwarm(ctx context.Context) error {
 
 func (s *swarm) createNetwork(ctx context.Context) error {
 	_, err := s.exec(ctx, s.first, "docker", "network", "create", "-d", driver, "--ipam-driver", driver,
-		"--attachable", "--subnet", subnet, network)
+		"--attachable", "--subnet", subnet, "--opt", "network="+network, "--ipam-opt", "network="+network, network)
 	return err
 }
 
@@ -109,6 +109,7 @@ func (s *swarm) createService(ctx context.Context) error {
 	// There is no registry to ask for the image's digest.
 	if _, err := s.exec(ctx, s.first, "docker", "service", "create", "--detach", "--no-resolve-image", "--name", "web",
 		"--network", network, "--replicas", "3", "--replicas-max-per-node", "1", "--hostname", "web-{{.Node.Hostname}}",
+		"--stop-grace-period", "1s",
 		lab.Image, "sh", "-c", serve); err != nil {
 		return err
 	}
@@ -188,7 +189,7 @@ echo "$ok calls answered, $bad failed"`
 		return err
 	}
 	r := <-done
-	fmt.Fprintf(s.out, "      %s", r.out)
+	s.output(r.out)
 	if r.err == nil && (!strings.HasSuffix(strings.TrimSpace(r.out), " 0 failed") || strings.HasPrefix(r.out, "0 ")) {
 		r.err = errors.New("calls failed while a daemon was restarted")
 	}
@@ -202,16 +203,23 @@ func (s *swarm) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	// A network is in use until the last task of its service has gone.
-	s.command(s.first, []string{"docker", "network", "rm", network})
-	err := s.until(ctx, startLimit, func() error { _, err := s.first.Docker(ctx, "network", "rm", network); return err })
-	if err != nil {
+	// Both are refused until the service's last task has ended.
+	if err := s.insist(ctx, s.first, "docker", "network", "rm", network); err != nil {
 		return err
 	}
 	for _, n := range slices.Backward(s.lab.Nodes) {
-		if _, err := s.exec(ctx, n, "netdriver", "uninstall", "--purge"); err != nil {
+		if err := s.insist(ctx, n, "netdriver", "uninstall", "--purge"); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// insist prints a command and runs it until it succeeds.
+func (s *swarm) insist(ctx context.Context, n *lab.Node, args ...string) error {
+	s.command(n, args)
+	var out string
+	err := s.until(ctx, startLimit, func() (err error) { out, err = n.Exec(ctx, args...); return err })
+	s.output(out)
+	return err
 }
