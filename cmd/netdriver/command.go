@@ -12,11 +12,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"github.com/netdriver/netdriver/diag"
 	"github.com/netdriver/netdriver/internal/config"
+	"github.com/spf13/cobra"
 )
 
 // The exit statuses. Those of inspect are its verdicts, as in monitoring plugins.
@@ -152,9 +150,5 @@ func (a app) coloured() bool {
 		return false
 	}
 	f, ok := a.out.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
+	return ok && isTerminal(f)
 }

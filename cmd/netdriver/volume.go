@@ -19,7 +19,10 @@ Volumes are made by Docker:
 // volume is the group of verbs for volumes.
 func (a app) volume() *cobra.Command {
 	cmd := &cobra.Command{Use: "volume", Short: "Look at volumes, change them, back them up", Long: volumeLong, Args: cobra.NoArgs}
-	cmd.AddCommand(a.volumeList(), a.volumeInspect(), a.volumeCheck(), a.volumeUpdate(), a.volumeRemove())
+	cmd.AddCommand(
+		a.volumeList(), a.volumeInspect(), a.volumeCheck(), a.volumeUpdate(), a.volumeBackup(), a.volumeRestore(), a.volumeVerify(),
+		a.volumeRemove(),
+	)
 	return cmd
 }
 

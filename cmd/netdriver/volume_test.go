@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	api "github.com/docker/go-plugins-helpers/volume"
 
@@ -164,5 +165,58 @@ func TestTheVerbsCheckUpdateAndRemoveAVolume(t *testing.T) {
 	}
 	if _, out, _ := d.verb("ls"); !strings.Contains(out, "no volume yet") {
 		t.Errorf("ls: %s", out)
+	}
+}
+
+func TestAVolumeIsBackedUpVerifiedAndRestoredIntoANewOne(t *testing.T) {
+	d := startDaemon(t, newDir(t))
+	d.eventually("volume plugin", func() error { _, err := d.docker("List", nil); return err })
+	from, to, backups := filepath.Join(d.dir, "from"), filepath.Join(d.dir, "to"), filepath.Join(d.dir, "backups")
+	for _, dir := range []string{from, to, backups} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, dir := range map[string]string{"data": from, "copy": to} {
+		d.mustDocker("Create", api.CreateRequest{Name: name, Options: map[string]string{"type": "local", "device": dir}})
+	}
+	if err := os.WriteFile(filepath.Join(from, "f"), []byte("content"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := d.verb("backup", "data", "-o", backups); code != 0 || !strings.Contains(errs, "2 entries, 7 B in "+backups) {
+		t.Fatalf("backup: status %d, errors %q", code, errs)
+	}
+	files, err := filepath.Glob(filepath.Join(backups, "*"))
+	if err != nil || len(files) != 1 || !strings.HasSuffix(files[0], archiveSuffix) {
+		t.Fatalf("backups %v, error %v", files, err)
+	}
+	if code, out, errs := execute(t, nil, "volume", "verify", files[0]); code != 0 || !strings.Contains(out, "is whole: volume data") {
+		t.Errorf("verify: status %d, output %q, errors %q", code, out, errs)
+	}
+	if code, _, errs := d.verb("restore", files[0], "data"); code == 0 || !strings.Contains(errs, "not empty") {
+		t.Errorf("restore over data: status %d, errors %q", code, errs)
+	}
+	if code, _, errs := d.verb("restore", files[0], "copy"); code != 0 {
+		t.Errorf("restore: status %d, errors %q", code, errs)
+	}
+	if text, err := os.ReadFile(filepath.Join(to, "f")); err != nil || string(text) != "content" {
+		t.Errorf("restored %q, error %v", text, err)
+	}
+	if code, out, errs := d.verb("backup", "data"); code != 0 || !strings.HasPrefix(out, "\x28\xb5\x2f\xfd") {
+		t.Errorf("backup to the output: status %d, %d bytes, errors %q", code, len(out), errs)
+	}
+	if _, out, _ := d.verb("ls"); strings.Contains(out, "HEALTHY") {
+		t.Errorf("a verb has kept a volume mounted:\n%s", out)
+	}
+}
+
+func TestProgressHasRateAndTimeLeft(t *testing.T) {
+	for want, got := range map[string]string{
+		"data [############            ]  50 %  1 GB  100 MB/s  7 entries  10 s left": progressLine("data", 1e9, 2e9, 7, 10*time.Second),
+		"- 1.5 kB  1.5 kB/s": progressLine("-", 1500, 0, 0, time.Second),
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

@@ -123,3 +123,16 @@ func readlink(dir int, name string) (string, error) {
 	buf, err := grow(make([]byte, unix.PathMax), func(b []byte) (int, error) { return unix.Readlinkat(dir, name, b) })
 	return string(buf), err
 }
+
+// Measure counts what a backup would read, without opening a file.
+func Measure(ctx context.Context, dir *os.File) (Progress, error) {
+	var p Progress
+	w := walker{root: int(dir.Fd()), first: map[fileID]string{}, warn: func(string) {}, emit: func(e *entry) error {
+		p.Entries++
+		if e.regular() {
+			p.Bytes += e.stat.Size
+		}
+		return nil
+	}}
+	return p, w.walk(ctx, ".")
+}
