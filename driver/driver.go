@@ -109,8 +109,8 @@ func New(cfg Config) *Driver {
 	}
 }
 
-// Methods are the calls that the driver answers, besides plugin.Constants. AllocateNetwork and FreeNetwork are not among them: they are for
-// swarm-scoped drivers, and libnetwork takes the 404 for "not implemented".
+// Methods are the calls of an engine, besides plugin.Constants. AllocateNetwork and FreeNetwork are not among them: for
+// those of a plain engine, libnetwork takes the 404 for "not implemented".
 func (d *Driver) Methods() []plugin.Method {
 	return []plugin.Method{
 		plugin.Call("NetworkDriver.CreateNetwork", d.createNetwork),
@@ -142,10 +142,22 @@ func (d *Driver) nothing(context.Context, *plugin.Empty) (plugin.Empty, error) {
 	return plugin.Empty{}, nil
 }
 
+// SwarmMethods are those that a swarm's managers call besides.
+func (d *Driver) SwarmMethods() []plugin.Method {
+	return append(d.Methods(),
+		plugin.Call("NetworkDriver.AllocateNetwork", d.allocateNetwork),
+		plugin.Call("NetworkDriver.FreeNetwork", d.freeNetwork),
+	)
+}
+
 // begin prepares a call that needs the store: it bounds its time and waits until the node is registered, which includes
 // that the records have been read once.
 func (d *Driver) begin(ctx context.Context) (context.Context, context.CancelFunc, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	return d.beginWithin(ctx, callTimeout)
+}
+
+func (d *Driver) beginWithin(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	select {
 	case <-d.registered:
 		return ctx, cancel, nil

@@ -148,6 +148,14 @@ func (d *Driver) attachLeases(ctx context.Context, nw store.Network, e store.End
 			if lease, err = store.Decode[store.Lease](kv); err != nil {
 				return nil, nil, err
 			}
+			if lease.Node == "" && lease.Swarm {
+				lease.Node, lease.MAC = d.site.node, e.MAC
+			}
+			if lease.Endpoint != "" && lease.Endpoint != e.ID && lease.Node == d.site.node {
+				if conds, ops, err = d.evict(ctx, nw, &lease, conds, ops); err != nil {
+					return nil, nil, err
+				}
+			}
 			if lease.Kind != store.LeaseEndpoint || lease.Node != d.site.node || (lease.Endpoint != "" && lease.Endpoint != e.ID) {
 				return nil, nil, fmt.Errorf("address %s is held by %s since %s; choose another or remove its holder",
 					a, holder(lease), lease.Created.Format("2006-01-02 15:04:05"))
@@ -160,8 +168,35 @@ func (d *Driver) attachLeases(ctx context.Context, nw store.Network, e store.End
 	return conds, ops, nil
 }
 
+// evict removes the record of a lease's endpoint if that is another node's: IPAM took the address over for this node,
+// since the other is lost and the swarm runs the task here now.
+func (d *Driver) evict(ctx context.Context, nw store.Network, lease *store.Lease, conds []store.Cond, ops []store.Op) (
+	[]store.Cond, []store.Op, error,
+) {
+	kv, err := d.cfg.Store.Get(ctx, store.EndpointKey(nw.Name, lease.Endpoint))
+	if errors.Is(err, store.ErrNotFound) {
+		lease.Endpoint = ""
+		return conds, ops, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	old, err := store.Decode[store.Endpoint](kv)
+	if err != nil || old.Node == d.site.node {
+		return conds, ops, err
+	}
+	d.log.Info("removing the endpoint of a lost node whose address is used here now",
+		"network", nw.Name, "endpoint", old.ID, "peer", old.Node)
+	lease.Endpoint = ""
+	return append(conds, store.Unchanged(kv)),
+		append(ops, store.Delete(kv.Key), store.Delete(store.MACKey(nw.Name, old.MAC))), nil
+}
+
 // holder names who has a lease.
 func holder(l store.Lease) string {
+	if l.Node == "" {
+		return "a task or service of the swarm"
+	}
 	if l.Endpoint == "" {
 		return fmt.Sprintf("%s on node %s", l.Kind, l.Node)
 	}
@@ -268,12 +303,17 @@ func (d *Driver) detachLeases(
 		if err != nil || l.Endpoint != e.ID {
 			continue
 		}
-		l.Endpoint, l.Created = "", d.cfg.Now()
-		conds = append(conds, store.Unchanged(kv))
-		if release {
-			ops = append(ops, store.Delete(kv.Key))
+		kept := !release && !nw.ForeignIPAM // whose addresses nobody releases here
+		if kept {
+			l.Endpoint, l.Created = "", d.cfg.Now()
 		} else {
+			l, kept = l.Vacate()
+		}
+		conds = append(conds, store.Unchanged(kv))
+		if kept {
 			ops = append(ops, store.Put(kv.Key, store.Encode(l)))
+		} else {
+			ops = append(ops, store.Delete(kv.Key))
 		}
 	}
 	return conds, ops, nil

@@ -12,6 +12,9 @@ import (
 const (
 	// cleanEvery is how often the janitor compares the records with what lives.
 	cleanEvery = 30 * time.Second
+	// cleanFirst does so after a start, until two rounds in a row have seen everything: a host that was lost has containers
+	// back in the swarm's records elsewhere, and what is left of them here still answers for their addresses.
+	cleanFirst = 3 * time.Second
 	// settle is how old a record must be before the janitor doubts it: a call that is under way ends within 30 s (moby
 	// pkg/plugins/client.go), and Docker lists a network or endpoint only when its call has returned.
 	settle = time.Minute
@@ -21,6 +24,8 @@ const (
 type Docker interface {
 	// Endpoints returns the ids of the endpoints that a Docker network has; known is false if there is no such network.
 	Endpoints(ctx context.Context, dockerID string) (ids []string, known bool, err error)
+	// Swarm returns the id of the swarm that this node's engine is a manager of, or "" if it is none.
+	Swarm(ctx context.Context) (id string, err error)
 }
 
 // Leases frees addresses; *ipam.Service is the real one.
@@ -44,17 +49,23 @@ func (s doubt) dead(key string) bool {
 // ReleaseAddress and never repeats them, so what was lost while the daemon or
 // the store was away is found here.
 func (d *Driver) clean(ctx context.Context) {
-	tick := time.NewTicker(cleanEvery)
+	tick := time.NewTicker(cleanFirst)
 	defer tick.Stop()
 	suspects := doubt{}
-	for {
+	for seen := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if err := d.cleanOnce(ctx, suspects); err != nil && ctx.Err() == nil {
+		err := d.cleanOnce(ctx, suspects)
+		if err != nil && ctx.Err() == nil {
 			d.log.Debug("cannot clean up now", "error", err)
+		}
+		if err == nil && seen < 2 {
+			if seen++; seen == 2 {
+				tick.Reset(cleanEvery)
+			}
 		}
 	}
 }
@@ -71,6 +82,7 @@ func (d *Driver) cleanOnce(ctx context.Context, suspects doubt) error {
 		for _, m := range d.memberships() {
 			errs = append(errs, d.cleanMembership(ctx, m.Network, m.Member, suspects))
 		}
+		errs = append(errs, d.cleanSwarm(ctx, suspects))
 	}
 	return errors.Join(append(errs, d.cleanLeases(ctx))...)
 }
@@ -123,6 +135,56 @@ func (d *Driver) cleanMembership(ctx context.Context, nw store.Network, m store.
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// cleanSwarm frees networks that the swarm has removed while FreeNetwork could not be told. Only managers know, and only
+// of their own swarm: a network of which no manager has said yet whose it is stays.
+func (d *Driver) cleanSwarm(ctx context.Context, suspects doubt) error {
+	var allotted []store.Network
+	d.cfg.Mirror.Read(func(r *store.Records) {
+		for _, nw := range r.Networks {
+			if nw.Swarm != "" && d.cfg.Now().Sub(nw.Created) > settle {
+				allotted = append(allotted, nw)
+			}
+		}
+	})
+	if len(allotted) == 0 {
+		return nil
+	}
+	swarm, err := d.cfg.Docker.Swarm(ctx)
+	if err != nil || swarm == "" {
+		return err
+	}
+	var errs []error
+	for _, nw := range allotted {
+		_, known, err := d.cfg.Docker.Endpoints(ctx, nw.Swarm)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case known && nw.SwarmCluster != swarm:
+			errs = append(errs, d.tag(ctx, nw.Swarm, swarm))
+		case known:
+			delete(suspects, nw.Swarm)
+		case nw.SwarmCluster == swarm && suspects.dead(nw.Swarm):
+			d.log.Info("the swarm has no such network any more", "network", nw.Name, "docker", nw.Swarm)
+			errs = append(errs, d.free(ctx, nw.Swarm))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tag notes which swarm has a network.
+func (d *Driver) tag(ctx context.Context, dockerID, swarm string) error {
+	kv, nw, err := d.ofSwarm(ctx, dockerID)
+	if err != nil || nw.Name == "" {
+		return err
+	}
+	nw.SwarmCluster = swarm
+	_, err = d.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, store.Put(kv.Key, store.Encode(nw)))
+	if errors.Is(err, store.ErrConflict) {
+		return nil // the next round tries again
+	}
+	return err
 }
 
 // endpointsOf returns this node's endpoints of one Docker network.

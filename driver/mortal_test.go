@@ -105,6 +105,8 @@ type engine struct {
 	mu   sync.Mutex
 	nets map[string]map[string]bool
 	down bool
+	// swarm is the id of the swarm that it is a manager of.
+	swarm string
 }
 
 func (e *engine) add(network string, endpoints ...string) {
@@ -131,6 +133,15 @@ func (e *engine) remove(network string, endpoints ...string) {
 	for _, id := range endpoints {
 		delete(e.nets[network], id)
 	}
+}
+
+func (e *engine) Swarm(context.Context) (string, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.down {
+		return "", errors.New("docker is away")
+	}
+	return e.swarm, nil
 }
 
 func (e *engine) Endpoints(_ context.Context, dockerID string) ([]string, bool, error) {

@@ -68,6 +68,8 @@ type draft struct {
 	name    string
 	pools   []store.KV
 	records []store.Pool
+	// foreign are the subnets that no pool has: an allocation's, whose addresses come from the swarm's own IPAM driver.
+	foreign []netip.Prefix
 	nw      store.KV
 	network store.Network
 }
@@ -106,6 +108,10 @@ func (d *Driver) draft(ctx context.Context, dockerID string, s spec) (draft, err
 	dr := draft{name: s.name}
 	for _, subnet := range s.subnets {
 		kv, err := d.cfg.Store.Get(ctx, store.PoolKey(subnet))
+		if errors.Is(err, store.ErrNotFound) && s.allocation {
+			dr.foreign = append(dr.foreign, subnet)
+			continue
+		}
 		if errors.Is(err, store.ErrNotFound) {
 			return dr, fmt.Errorf("subnet %s has no address pool in the cluster; create the network with --ipam-driver custom-overlay", subnet)
 		}
@@ -142,6 +148,25 @@ func (d *Driver) draft(ctx context.Context, dockerID string, s spec) (draft, err
 
 // entry is the transaction that makes dockerID a member of the drafted network.
 func (d *Driver) entry(ctx context.Context, dockerID string, s spec, dr *draft) ([]store.Cond, []store.Op, error) {
+	if dr.network.Swarm == dockerID && len(dr.network.Members) == 0 {
+		dr.network.Internal = s.internal // its allocation was not told
+	}
+	if s.foreignIPAM && (dr.network.Swarm != dockerID || !dr.network.ForeignIPAM) {
+		return nil, nil, fmt.Errorf("the subnets %s come from another IPAM driver, which allocates per host; "+
+			"add --ipam-driver custom-overlay so that no two hosts give out one address", s.subnets)
+	}
+	join := func(nw *store.Network) {
+		nw.Members = append(slices.Clone(nw.Members),
+			store.Member{Node: d.site.node, DockerID: dockerID, Since: d.cfg.Now()})
+	}
+	return d.change(ctx, s, dr, join)
+}
+
+// change is the transaction that founds the drafted network or changes it by alter, and ends this node's claims on its
+// pools.
+func (d *Driver) change(ctx context.Context, s spec, dr *draft, alter func(*store.Network)) (
+	[]store.Cond, []store.Op, error,
+) {
 	var conds []store.Cond
 	var ops []store.Op
 	if dr.nw.Key == "" {
@@ -158,12 +183,12 @@ func (d *Driver) entry(ctx context.Context, dockerID string, s spec, dr *draft) 
 		}
 		conds = append(conds, store.Unchanged(dr.nw))
 	}
-	dr.network.Members = append(slices.Clone(dr.network.Members),
-		store.Member{Node: d.site.node, DockerID: dockerID, Since: d.cfg.Now()})
+	alter(&dr.network)
 	ops = append(ops, store.Put(store.NetworkKey(dr.name), store.Encode(dr.network)))
+	mine := func(c store.Claim) bool { return c.Node == d.site.node && c.Swarm == s.allocation }
 	for i, p := range dr.records {
 		p.Network = dr.name
-		p.Claims = slices.DeleteFunc(slices.Clone(p.Claims), func(c store.Claim) bool { return c.Node == d.site.node })
+		p.Claims = slices.DeleteFunc(slices.Clone(p.Claims), mine)
 		conds = append(conds, store.Unchanged(dr.pools[i]))
 		ops = append(ops, store.Put(dr.pools[i].Key, store.Encode(p)))
 	}
@@ -275,7 +300,7 @@ func (d *Driver) exit(ctx context.Context, name, dockerID string) ([]store.Cond,
 		return nil, nil, store.ErrNotFound
 	}
 	conds := []store.Cond{store.Unchanged(kv)}
-	if len(nw.Members) == 1 {
+	if len(nw.Members) == 1 && nw.Swarm == "" {
 		return d.dissolve(ctx, conds, nw)
 	}
 	nw.Members = slices.Delete(nw.Members, i, i+1)
@@ -323,10 +348,8 @@ func (d *Driver) leftovers(ctx context.Context, nw store.Network, dockerID strin
 			continue
 		}
 		ops = append(ops, store.Delete(kv.Key), store.Delete(store.MACKey(nw.Name, e.MAC)))
-		for _, a := range e.Addrs() {
-			if subnet, ok := subnetOf(nw, a); ok {
-				ops = append(ops, store.Delete(store.LeaseKey(subnet, a)))
-			}
+		if _, ops, err = d.detachLeases(ctx, nw, e, releaseNow, nil, ops); err != nil {
+			return nil, err
 		}
 	}
 	return ops, nil

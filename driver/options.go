@@ -55,6 +55,8 @@ type spec struct {
 	mtu      int
 	internal bool
 	subnets  []netip.Prefix
+	// allocation: a swarm's leader asks, for all nodes. foreignIPAM: the addresses come from another IPAM driver.
+	allocation, foreignIPAM bool
 }
 
 // parseNetwork validates a CreateNetwork request; its error names every wrong option at once.
@@ -72,15 +74,48 @@ func parseNetwork(req *network.CreateNetworkRequest) (spec, error) {
 		}
 	}
 	for _, d := range slices.Concat(req.IPv4Data, req.IPv6Data) {
-		p, err := parsePool(d)
-		errs = append(errs, err)
-		s.subnets = append(s.subnets, p)
+		errs = append(errs, s.addPool(d))
+		s.foreignIPAM = s.foreignIPAM || d != nil && d.AddressSpace != ipam.LocalSpace
 	}
+	return s, errors.Join(append(errs, s.checkSubnets())...)
+}
+
+// parseAllocation validates an AllocateNetwork request, whose options are the user's alone; its subnets do not say which
+// IPAM driver they come from.
+func parseAllocation(req *network.AllocateNetworkRequest) (spec, error) {
+	s := spec{allocation: true}
+	var errs []error
+	for _, k := range slices.Sorted(maps.Keys(req.Options)) {
+		errs = append(errs, s.set(k, req.Options[k]))
+	}
+	for _, pools := range [][]network.IPAMData{req.IPv4Data, req.IPv6Data} {
+		for _, d := range pools {
+			errs = append(errs, s.addPool(&d))
+		}
+	}
+	return s, errors.Join(append(errs, s.checkSubnets())...)
+}
+
+// addPool takes one subnet of a request.
+func (s *spec) addPool(d *network.IPAMData) error {
+	if d == nil {
+		return errors.New("empty IPAM data")
+	}
+	p, err := netip.ParsePrefix(d.Pool)
+	if err != nil {
+		return fmt.Errorf("subnet %q: %w", d.Pool, err)
+	}
+	s.subnets = append(s.subnets, p.Masked())
+	return nil
+}
+
+// checkSubnets puts the subnets in order.
+func (s *spec) checkSubnets() error {
 	if len(s.subnets) == 0 {
-		errs = append(errs, errors.New("no subnet: create it with --ipam-driver custom-overlay and, if wanted, --subnet"))
+		return errors.New("no subnet: create it with --ipam-driver custom-overlay and, if wanted, --subnet")
 	}
 	slices.SortFunc(s.subnets, netip.Prefix.Compare)
-	return s, errors.Join(errs...)
+	return nil
 }
 
 // genericOptions returns the user's options. moby sends them as strings; older engines send null when there are none.
@@ -147,23 +182,6 @@ func (s *spec) setMTU(value string) error {
 	}
 	s.mtu = n
 	return nil
-}
-
-// parsePool reads one subnet of a CreateNetwork request. It must come from our own IPAM: any other one allocates on each
-// host by itself, and two hosts would give out the same address.
-func parsePool(d *network.IPAMData) (netip.Prefix, error) {
-	if d == nil {
-		return netip.Prefix{}, errors.New("empty IPAM data")
-	}
-	p, err := netip.ParsePrefix(d.Pool)
-	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("subnet %q: %w", d.Pool, err)
-	}
-	if d.AddressSpace != ipam.LocalSpace {
-		return netip.Prefix{}, fmt.Errorf("subnet %s comes from the IPAM driver with address space %q, which allocates per host; "+
-			"add --ipam-driver custom-overlay so that no two hosts give out one address", p, d.AddressSpace)
-	}
-	return p.Masked(), nil
 }
 
 // contradictions compares what is asked with a network that exists; the error shows both values of each difference.

@@ -57,6 +57,9 @@ func (s *Service) requestAddress(ctx context.Context, req *ipam.RequestAddressRe
 	if err != nil {
 		return nil, fmt.Errorf("request address: %w", err)
 	}
+	if r.swarm() {
+		s.terms.ask(r.Subnet, a)
+	}
 	return &ipam.RequestAddressResponse{Address: netip.PrefixFrom(a, r.Subnet.Bits()).String()}, nil
 }
 
@@ -156,7 +159,7 @@ func (s *Service) claimAddress(ctx context.Context, r request) (netip.Addr, erro
 	l = s.lease(r.address, store.LeaseEndpoint, r)
 	// Docker does not say what an address is for: without MAC and before the network exists here it is an
 	// --aux-address.
-	if r.mac.IsZero() && slices.ContainsFunc(p.Claims, s.mine) {
+	if r.mac.IsZero() && slices.ContainsFunc(p.Claims, s.mine(r.Space)) {
 		l.Kind = store.LeaseAux
 	}
 	conds := []store.Cond{store.Exists(store.PoolKey(r.Subnet)), store.Absent(key)}
@@ -168,6 +171,12 @@ func (s *Service) claimAddress(ctx context.Context, r request) (netip.Addr, erro
 // address of this node to the same MAC, or without MAC, as a restarted engine asks. Another container gets it only if
 // no endpoint came of the earlier request.
 func (s *Service) claimHeld(ctx context.Context, r request, l store.Lease, kv store.KV) error {
+	switch {
+	case r.swarm():
+		return s.claimForSwarm(ctx, r, l, kv)
+	case l.Swarm && l.Node != s.cfg.Node:
+		return s.claimFromSwarm(ctx, r, l, kv)
+	}
 	own := l.Kind == store.LeaseEndpoint && l.Node == s.cfg.Node
 	switch {
 	case r.mac.IsZero() && (own || l.Kind == store.LeaseAux), own && l.MAC == r.mac && l.Endpoint != "":
@@ -176,12 +185,17 @@ func (s *Service) claimHeld(ctx context.Context, r request, l store.Lease, kv st
 		return heldError(l)
 	}
 	renewed := s.lease(l.Address, l.Kind, r)
+	renewed.Swarm = l.Swarm
 	_, err := s.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, store.Put(kv.Key, store.Encode(renewed)))
 	return err
 }
 
 func (s *Service) lease(a netip.Addr, kind string, r request) store.Lease {
-	return store.Lease{Address: a, Kind: kind, Node: s.cfg.Node, MAC: r.mac, Created: s.cfg.Now()}
+	l := store.Lease{Address: a, Kind: kind, Node: s.cfg.Node, MAC: r.mac, Created: s.cfg.Now()}
+	if r.swarm() && kind == store.LeaseEndpoint {
+		l.Swarm, l.Node = true, ""
+	}
+	return l
 }
 
 // heldError says who has an address and what to do about it.
@@ -193,6 +207,8 @@ func heldError(l store.Lease) error {
 	case l.Kind == store.LeaseAux:
 		return fmt.Errorf("address %s is reserved with --aux-address by node %s since %s; choose another",
 			l.Address, l.Node, since)
+	case l.Endpoint == "" && l.Node == "":
+		return fmt.Errorf("address %s is held by a task or service of the swarm since %s; choose another", l.Address, since)
 	case l.Endpoint == "":
 		return fmt.Errorf("address %s is held by a container that starts or ends on node %s since %s; choose "+
 			"another or try again in %s",
@@ -202,7 +218,7 @@ func heldError(l store.Lease) error {
 		l.Address, l.Endpoint[:min(12, len(l.Endpoint))], l.Node, since)
 }
 
-// releaseAddress frees an address of this node that no endpoint has. The gateway and --aux-address stay until the pool
+// releaseAddress frees an address of this node that no endpoint has, or one of the swarm that no node uses. The gateway and --aux-address stay until the pool
 // goes. An address that an endpoint still has is freed later, by the janitor: its DeleteEndpoint was lost, and until
 // the endpoint is withdrawn everywhere another container must not get it. Docker ignores errors here.
 func (s *Service) releaseAddress(ctx context.Context, req *ipam.ReleaseAddressRequest) (plugin.Empty, error) {
@@ -228,11 +244,14 @@ func (s *Service) releaseAddress(ctx context.Context, req *ipam.ReleaseAddressRe
 		if l.Kind != store.LeaseEndpoint {
 			return nil
 		}
+		if id.swarm() {
+			return s.releaseForSwarm(ctx, id, l, kv)
+		}
 		if l.Node != s.cfg.Node || l.Endpoint != "" {
 			s.log.Warn("address not released: somebody has it", "address", a, "node", l.Node, "endpoint", l.Endpoint)
 			return nil
 		}
-		_, err = s.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, store.Delete(kv.Key))
+		_, err = s.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, vacate(l, kv))
 		return err
 	})
 	if err != nil {

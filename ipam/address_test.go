@@ -67,7 +67,6 @@ func TestBadAddressRequestsAreRefusedWithTheRemedy(t *testing.T) {
 		"unknown pool":   {LocalSpace + "/10.99.0.0/24", "", mac("02:42:00:00:00:01"), []string{"10.99.0.0/24", "docker network rm"}},
 		"unknown pool 2": {LocalSpace + "/10.99.0.0/24", "10.99.0.5", nil, []string{"10.99.0.0/24", "docker network rm"}},
 		"unknown pool 3": {LocalSpace + "/10.99.0.0/24", "", map[string]string{"RequestAddressType": "com.docker.network.gateway"}, []string{"10.99.0.0/24"}},
-		"swarm":          {GlobalSpace + "/10.10.0.0/24", "", nil, []string{"managed plugin"}},
 		"no address":     {id, "ten", nil, []string{`"ten"`}},
 		"zone":           {id, "fe80::1%eth0", nil, []string{"fe80::1%eth0"}},
 		"outside":        {id, "10.10.1.5", nil, []string{"10.10.1.5", "10.10.0.0/24"}},

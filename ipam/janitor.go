@@ -16,7 +16,8 @@ import (
 // ReleasePool of one that failed.
 const claimTTL = 10 * time.Minute
 
-// Reclaim frees this node's endpoint leases that alive denies and returns them, also when others could not be freed. A
+// Reclaim frees this node's endpoint leases that alive denies and returns them, also when others could not be freed; the
+// swarm keeps those that it has, too, until it releases them itself. A
 // lease that changes meanwhile is left alone. It looks at the pools of this node's networks, the first time at all
 // pools of the cluster: a lease may be left in one that this node has no part in any more.
 func (s *Service) Reclaim(ctx context.Context, alive func(store.Lease) bool) ([]store.Lease, error) {
@@ -35,7 +36,7 @@ func (s *Service) Reclaim(ctx context.Context, alive func(store.Lease) bool) ([]
 	var freed []store.Lease
 	var errs []error
 	for _, p := range pools {
-		used := mine[p.Network] || slices.ContainsFunc(p.Claims, s.mine)
+		used := mine[p.Network] || slices.ContainsFunc(p.Claims, s.mine(LocalSpace))
 		if !all && !used && unseen[p.Subnet] == nil {
 			continue
 		}
@@ -83,7 +84,7 @@ func (s *Service) reclaim(ctx context.Context, subnet netip.Prefix, used bool, a
 		if h.lease.Kind != store.LeaseEndpoint || alive(h.lease) {
 			continue
 		}
-		_, err := s.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(h.kv)}, store.Delete(h.kv.Key))
+		_, err := s.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(h.kv)}, vacate(h.lease, h.kv))
 		switch {
 		case err == nil:
 			freed = append(freed, h.lease)
@@ -105,13 +106,16 @@ func (s *Service) ExpireClaims(ctx context.Context) error {
 	}
 	var errs []error
 	for _, p := range pools {
-		expired := func(c store.Claim) bool { return s.mine(c) && s.cfg.Now().Sub(c.Since) > claimTTL }
-		if p.err != nil || !slices.ContainsFunc(p.Claims, expired) {
-			continue
-		}
-		s.log.Info("no network was made of an address pool", "pool", p.Subnet, "network", p.Network)
-		if err := again(func() error { return s.dropClaim(ctx, p.Subnet) }); err != nil {
-			errs = append(errs, fmt.Errorf("give up pool %s: %w", p.Subnet, err))
+		for _, space := range []string{LocalSpace, GlobalSpace} {
+			mine := s.mine(space)
+			expired := func(c store.Claim) bool { return mine(c) && s.cfg.Now().Sub(c.Since) > claimTTL }
+			if p.err != nil || !slices.ContainsFunc(p.Claims, expired) {
+				continue
+			}
+			s.log.Info("no network was made of an address pool", "pool", p.Subnet, "network", p.Network)
+			if err := again(func() error { return s.dropClaim(ctx, p.Subnet, space) }); err != nil {
+				errs = append(errs, fmt.Errorf("give up pool %s: %w", p.Subnet, err))
+			}
 		}
 	}
 	return errors.Join(errs...)

@@ -174,7 +174,7 @@ func (n *node) createNetwork(network string, pools ...string) {
 		subnet := must[PoolID](n.t)(ParsePoolID(id)).Subnet
 		p, kv, bad := get[store.Pool](ctx, n.mem, store.PoolKey(subnet))
 		err = errors.Join(err, bad)
-		p.Network, p.Claims = network, slices.DeleteFunc(p.Claims, n.s.mine)
+		p.Network, p.Claims = network, slices.DeleteFunc(p.Claims, n.s.mine(LocalSpace))
 		if !slices.Contains(nw.Subnets, subnet) {
 			nw.Subnets = append(nw.Subnets, subnet)
 		}

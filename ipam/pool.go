@@ -23,6 +23,7 @@ const labelPrefix = "com.docker."
 
 // wish is what a RequestPool asks for.
 type wish struct {
+	space       string
 	subnet, rng netip.Prefix // zero: choose, whole subnet
 	network     string       // empty: not named
 	v6          bool
@@ -44,13 +45,16 @@ func (s *Service) requestPool(ctx context.Context, req *ipam.RequestPoolRequest)
 	if err != nil {
 		return nil, fmt.Errorf("request address pool: %w", err)
 	}
-	id := PoolID{Space: LocalSpace, Subnet: p.Subnet, Range: w.rng}
+	id := PoolID{Space: w.space, Subnet: p.Subnet, Range: w.rng}
+	if id.swarm() {
+		s.terms.begin(p.Subnet)
+	}
 	return &ipam.RequestPoolResponse{PoolID: id.String(), Pool: p.Subnet.String()}, nil
 }
 
 // parseWish validates a RequestPool; its error names every wrong part at once.
 func parseWish(req *ipam.RequestPoolRequest) (wish, error) {
-	w := wish{v6: req.V6}
+	w := wish{space: req.AddressSpace, v6: req.V6}
 	errs := []error{checkSpace(req.AddressSpace)}
 	for _, k := range slices.Sorted(maps.Keys(req.Options)) {
 		switch {
@@ -180,7 +184,8 @@ func (w wish) find(all []entry) (entry, bool) {
 }
 
 // join gives this node a claim on a pool that exists. A node that is a member of the pool's network needs none: its
-// daemon or engine has started anew, or it makes another Docker network of the same cluster network.
+// daemon or engine has started anew, or it makes another Docker network of the same cluster network. Nor does a swarm
+// whose network it is: another manager leads it now.
 func (s *Service) join(ctx context.Context, w wish, e entry) (store.Pool, error) {
 	if e.err != nil {
 		return store.Pool{}, e.err
@@ -190,11 +195,12 @@ func (s *Service) join(ctx context.Context, w wish, e entry) (store.Pool, error)
 			"--ipam-opt network=%s",
 			e.Subnet, e.Network, w.network, e.Network)
 	}
-	member, exists, err := s.membership(ctx, e.Pool)
+	member, exists, err := s.membership(ctx, e.Pool, w.space)
 	if err != nil || member {
 		return e.Pool, err
 	}
-	claimed := slices.ContainsFunc(e.Claims, s.mine)
+	mine := s.mine(w.space)
+	claimed := slices.ContainsFunc(e.Claims, mine)
 	if !claimed {
 		if err := s.checkRoutes(e.Subnet); err != nil {
 			return store.Pool{}, err
@@ -207,7 +213,7 @@ func (s *Service) join(ctx context.Context, w wish, e entry) (store.Pool, error)
 		conds = append(conds, store.Exists(store.NetworkKey(e.Network)))
 	}
 	// A claim that was left from an interrupted creation is dated anew, or it might expire during this one.
-	e.Claims = append(slices.DeleteFunc(slices.Clone(e.Claims), s.mine), s.claim())
+	e.Claims = append(slices.DeleteFunc(slices.Clone(e.Claims), mine), s.claim(w.space))
 	if _, err := s.cfg.Store.Commit(ctx, conds, store.Put(e.kv.Key, store.Encode(e.Pool))); err != nil {
 		return store.Pool{}, err
 	}
@@ -217,14 +223,18 @@ func (s *Service) join(ctx context.Context, w wish, e entry) (store.Pool, error)
 	return e.Pool, nil
 }
 
-// membership says whether the pool's network exists and whether this node is a member of it.
-func (s *Service) membership(ctx context.Context, p store.Pool) (member, exists bool, err error) {
+// membership says whether the pool's network exists and whether who asks in that space has a part in it: this node as a
+// member, or the swarm.
+func (s *Service) membership(ctx context.Context, p store.Pool, space string) (member, exists bool, err error) {
 	if p.Network == "" {
 		return false, false, nil
 	}
 	nw, _, err := get[store.Network](ctx, s.cfg.Store, store.NetworkKey(p.Network))
 	if errors.Is(err, store.ErrNotFound) {
 		return false, false, nil
+	}
+	if space == GlobalSpace {
+		return nw.Swarm != "", true, err
 	}
 	return s.member(nw), true, err
 }
@@ -236,7 +246,7 @@ func (s *Service) create(ctx context.Context, w wish, guard store.Cond, all []en
 		return store.Pool{}, err
 	}
 	p := store.Pool{
-		Subnet: subnet, Network: w.network, Claims: []store.Claim{s.claim()}, Creator: s.cfg.Node, Created: s.cfg.Now(),
+		Subnet: subnet, Network: w.network, Claims: []store.Claim{s.claim(w.space)}, Creator: s.cfg.Node, Created: s.cfg.Now(),
 	}
 	conds := []store.Cond{guard, store.Absent(store.PoolKey(subnet))}
 	_, err = s.cfg.Store.Commit(ctx, conds,
@@ -298,12 +308,18 @@ func (s *Service) member(nw store.Network) bool {
 	return slices.ContainsFunc(nw.Members, func(m store.Member) bool { return m.Node == s.cfg.Node })
 }
 
-func (s *Service) mine(c store.Claim) bool { return c.Node == s.cfg.Node }
+// mine returns what tells the claims that were made through this node in one address space.
+func (s *Service) mine(space string) func(store.Claim) bool {
+	return func(c store.Claim) bool { return c.Node == s.cfg.Node && c.Swarm == (space == GlobalSpace) }
+}
 
-func (s *Service) claim() store.Claim { return store.Claim{Node: s.cfg.Node, Since: s.cfg.Now()} }
+func (s *Service) claim(space string) store.Claim {
+	return store.Claim{Node: s.cfg.Node, Swarm: space == GlobalSpace, Since: s.cfg.Now()}
+}
 
 // releasePool gives up this node's claim. A pool of an existing network stays: its last member takes it along. Docker
-// sends this before DeleteNetwork, and also when a creation failed.
+// sends this before DeleteNetwork, and also when a creation failed; a swarm's leader sends it for a network that lives
+// when it was refused a replay.
 func (s *Service) releasePool(ctx context.Context, req *ipam.ReleasePoolRequest) (plugin.Empty, error) {
 	if req.PoolID == "" {
 		return plugin.Empty{}, nil
@@ -312,15 +328,17 @@ func (s *Service) releasePool(ctx context.Context, req *ipam.ReleasePoolRequest)
 	if err != nil {
 		return plugin.Empty{}, err
 	}
-	if err := again(func() error { return s.dropClaim(ctx, id.Subnet) }); err != nil {
+	if err := again(func() error { return s.dropClaim(ctx, id.Subnet, id.Space) }); err != nil {
 		return plugin.Empty{}, fmt.Errorf("release pool %s: %w", id.Subnet, err)
 	}
-	s.unfollow(id.Subnet)
+	if !id.swarm() { // a manager may have tasks of its own there
+		s.unfollow(id.Subnet)
+	}
 	return plugin.Empty{}, nil
 }
 
 // dropClaim removes this node's claim, and the pool with everything of it if it has neither claims nor a network.
-func (s *Service) dropClaim(ctx context.Context, subnet netip.Prefix) error {
+func (s *Service) dropClaim(ctx context.Context, subnet netip.Prefix, space string) error {
 	p, kv, err := get[store.Pool](ctx, s.cfg.Store, store.PoolKey(subnet))
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
@@ -329,8 +347,8 @@ func (s *Service) dropClaim(ctx context.Context, subnet netip.Prefix) error {
 		return err
 	}
 	had := len(p.Claims)
-	p.Claims = slices.DeleteFunc(p.Claims, s.mine)
-	_, exists, err := s.membership(ctx, p)
+	p.Claims = slices.DeleteFunc(p.Claims, s.mine(space))
+	_, exists, err := s.membership(ctx, p, space)
 	if err != nil {
 		return err
 	}

@@ -70,7 +70,6 @@ func TestBadPoolRequestsAreRefusedWithTheRemedy(t *testing.T) {
 		{"bad name", req("10.1.0.0/24", "", false, "network", "a/b"), []string{"a/b", "letters"}},
 		{"empty name", req("10.1.0.0/24", "", false, "network", ""), []string{"letters"}},
 		{"two mistakes", req("10.1.0.5/24", "", false, "x", "y"), []string{"use 10.1.0.0/24", "x=y"}},
-		{"swarm", ipam.RequestPoolRequest{AddressSpace: GlobalSpace}, []string{"swarm", "managed plugin"}},
 		{"other IPAM's space", ipam.RequestPoolRequest{AddressSpace: "LocalDefault"}, []string{"LocalDefault"}},
 		{"no space", ipam.RequestPoolRequest{}, []string{"address space"}},
 		{"other name", req("10.10.0.0/24", "", false, "network", "db"), []string{"web", "db"}},

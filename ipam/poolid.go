@@ -1,7 +1,6 @@
 package ipam
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -61,6 +60,9 @@ func ParsePoolID(s string) (PoolID, error) {
 	return id, nil
 }
 
+// swarm says whether a swarm's managers ask, for the whole swarm, and not a node for itself.
+func (id PoolID) swarm() bool { return id.Space == GlobalSpace }
+
 // allocates returns where this host takes addresses from.
 func (id PoolID) allocates() netip.Prefix {
 	if id.Range.IsValid() {
@@ -72,12 +74,8 @@ func (id PoolID) allocates() netip.Prefix {
 // checkSpace refuses the address spaces that are not served.
 func checkSpace(space string) error {
 	switch space {
-	case LocalSpace:
+	case LocalSpace, GlobalSpace:
 		return nil
-	case GlobalSpace:
-		return errors.New("address space " + GlobalSpace + " is for swarm networks, which need the managed plugin; " +
-			"there is none yet: create the network on plain engines with `docker network create -d custom-overlay` " +
-			"and no --scope swarm")
 	}
 	return fmt.Errorf("unknown address space %q; create the network with --ipam-driver custom-overlay", space)
 }

@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/docker/go-plugins-helpers/ipam"
 
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
@@ -19,6 +22,9 @@ const (
 	// callTimeout bounds what a call waits for the store. moby gives up on a plugin after 30 s (pkg/plugins/client.go);
 	// a user who waits for `docker run` should know after a third of that.
 	callTimeout = 10 * time.Second
+	// swarmTimeout does so for a call of a swarm's leader, which is better late than refused: after one refused replay it
+	// gives up the network and starts no task in it any more, without a word to its user.
+	swarmTimeout = 22 * time.Second
 	// retries bounds how often a transaction that lost a race is tried again. Each loser's rival has won, so somebody
 	// always makes progress.
 	retries = 32
@@ -46,6 +52,8 @@ type Service struct {
 	cfg Config
 	log *slog.Logger
 
+	terms terms
+
 	mu    sync.Mutex
 	views map[netip.Prefix]*view
 	// start runs a view's watches; nil unless Run is running.
@@ -62,7 +70,7 @@ func New(cfg Config) *Service {
 	if len(cfg.Predefined) == 0 {
 		cfg.Predefined = DefaultPredefined()
 	}
-	return &Service{cfg: cfg, log: cfg.Log, views: make(map[netip.Prefix]*view)}
+	return &Service{cfg: cfg, log: cfg.Log, views: make(map[netip.Prefix]*view), terms: terms{asked: make(map[netip.Prefix]map[netip.Addr]bool)}}
 }
 
 // Methods are the calls that the service answers, besides plugin.Constants.
@@ -78,7 +86,7 @@ func (s *Service) Methods() []plugin.Method {
 // timed makes a method of a call that needs the store: it bounds its time and says what to do when the store is away.
 func timed[Req, Resp any](name string, f func(context.Context, *Req) (Resp, error)) plugin.Method {
 	return plugin.Call(name, func(ctx context.Context, req *Req) (Resp, error) {
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		ctx, cancel := context.WithTimeout(ctx, limit(req))
 		defer cancel()
 		resp, err := f(ctx, req)
 		if errors.Is(err, store.ErrUnavailable) {
@@ -86,6 +94,21 @@ func timed[Req, Resp any](name string, f func(context.Context, *Req) (Resp, erro
 		}
 		return resp, err
 	})
+}
+
+// limit returns how long a request may take.
+func limit(req any) time.Duration {
+	var space string
+	switch r := req.(type) {
+	case *ipam.RequestPoolRequest:
+		space = r.AddressSpace
+	case *ipam.RequestAddressRequest:
+		space, _, _ = strings.Cut(r.PoolID, "/")
+	}
+	if space == GlobalSpace {
+		return swarmTimeout
+	}
+	return callTimeout
 }
 
 // Run follows the pools in use until ctx ends, and returns when all its goroutines have. The error is ctx's.

@@ -56,6 +56,14 @@ type Network struct {
 	Internal bool           `json:"internal,omitempty"`
 	Creator  string         `json:"creator"`
 	Created  time.Time      `json:"created"`
+	// Swarm is Docker's id of the swarm network that this one was allocated for, empty if it is none. Such a network stays
+	// when no node has a task in it: it goes when the swarm frees it and its last member has left.
+	Swarm string `json:"swarm,omitempty"`
+	// SwarmCluster is Docker's id of the swarm that has it, once a manager has found out: only that swarm's managers can
+	// tell that the network is gone.
+	SwarmCluster string `json:"swarmCluster,omitempty"`
+	// ForeignIPAM: the swarm's own IPAM driver gives the addresses, so nobody asks for them or releases them here.
+	ForeignIPAM bool `json:"foreignIPAM,omitempty"`
 	// Members are the Docker networks that stand for this one, on any node. The network goes with its last member.
 	Members []Member `json:"members"`
 }
@@ -85,9 +93,11 @@ type Pool struct {
 	Created time.Time `json:"created"`
 }
 
-// Claim is a node's wish to use a pool, from RequestPool until CreateNetwork or ReleasePool.
+// Claim is a node's wish to use a pool, from RequestPool until CreateNetwork or ReleasePool; or a swarm's, until
+// AllocateNetwork, through the manager Node.
 type Claim struct {
 	Node  string    `json:"node"`
+	Swarm bool      `json:"swarm,omitempty"`
 	Since time.Time `json:"since"`
 }
 
@@ -102,12 +112,22 @@ const (
 type Lease struct {
 	Address netip.Addr `json:"address"`
 	Kind    string     `json:"kind"`
-	Node    string     `json:"node"`
+	// Swarm: a swarm's managers asked for the address, for a task or a service's VIP. The lease lasts until both they and
+	// Node have released it, in either order.
+	Swarm bool `json:"swarm,omitempty"`
+	// Node is where the address is used; empty if only the swarm has it.
+	Node string `json:"node,omitempty"`
 	// Endpoint is empty from RequestAddress until CreateEndpoint.
 	Endpoint string `json:"endpoint,omitempty"`
 	// MAC is what Docker announced with the request, zero if nothing.
 	MAC     vxlan.MAC `json:"mac,omitzero"`
 	Created time.Time `json:"created"`
+}
+
+// Vacate returns the lease without its node; kept is false if that leaves nobody who has it.
+func (l Lease) Vacate() (rest Lease, kept bool) {
+	l.Node, l.Endpoint, l.MAC = "", "", vxlan.MAC{}
+	return l, l.Swarm
 }
 
 // The phases of an endpoint.

@@ -130,6 +130,10 @@ func assemble(
 		Methods: slices.Concat(plugin.Constants(network.LocalScope), d.Methods(), leases.Methods()),
 		Log:     log, Observe: meter.ObserveCall,
 	})
+	managed := plugin.New(plugin.Config{
+		Methods: slices.Concat(plugin.Constants(network.GlobalScope), d.SwarmMethods(), leases.Methods()),
+		Log:     log, Observe: meter.ObserveCall,
+	})
 	parts := []part{
 		{"store", truth.run},
 		{"mirror", mirror.Run},
@@ -140,6 +144,9 @@ func assemble(
 			return control.NewServer(diagnosis, log).Serve(ctx, control.SocketPath(cfg.RunDir))
 		}},
 		{"plugin", func(ctx context.Context) error { return doors.Serve(ctx, filepath.Join(cfg.SocketDir, pluginSocket)) }},
+		{"swarm socket", func(ctx context.Context) error {
+			return managed.Serve(ctx, filepath.Join(cfg.RunDir, plugin.SwarmSocket))
+		}},
 		{"systemd", func(ctx context.Context) error {
 			return announce(ctx, control.SocketPath(cfg.RunDir), filepath.Join(cfg.SocketDir, pluginSocket))
 		}},
