@@ -147,6 +147,8 @@ func general(err error) (cause, remedy string) {
 			"make it on the server, or export with no_root_squash"
 	case strings.HasPrefix(step, "make subdir") && is(unix.EROFS):
 		return "the directory is missing and the volume is read-only", "make it on the server"
+	case is(mount.ErrStale) && is(unix.ENOTCONN):
+		return "its client process on this node has died", "stop the containers that use it, then start them again"
 	case is(mount.ErrStale):
 		return "the server does not know the mounted directory any more",
 			"stop the containers that use it, then start them again"

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/netdriver/netdriver/volume/mount"
 )
@@ -49,11 +50,18 @@ func (s *session) prepareGluster(ctx context.Context) (mount.Plan, error) {
 // glusterLog is where the client writes why it failed: it says nothing on its output.
 func (s *session) glusterLog() string { return filepath.Join(s.host.Logs, "glusterfs-"+s.name+".log") }
 
+// glusterNotConnected is how glusterfs ends when no server talks to it: with ENOTCONN as its status.
+const glusterNotConnected = "exit status 107"
+
 func (s *session) explainGluster(err error) (cause, remedy string) {
 	if errors.Is(err, exec.ErrNotFound) {
 		return "this node has no GlusterFS client", "install it: on Debian the package glusterfs-client"
 	}
-	if f := (mount.Failure{}); errors.As(err, &f) && (f.Step == "mount" || f.Step == "glusterfs") {
+	f := mount.Failure{}
+	if errors.As(err, &f) && f.Step == "glusterfs" && strings.HasSuffix(f.Text, glusterNotConnected) {
+		return "its glusterd does not answer the client", "start glusterd there, and look at " + s.glusterLog() + " here"
+	}
+	if errors.As(err, &f) && (f.Step == "mount" || f.Step == "glusterfs") {
 		return fmt.Sprintf("the server has no started volume %s for this node", s.spec.Volume),
 			"look at `gluster volume info " + s.spec.Volume + "` on the server, and at " + s.glusterLog() + " here"
 	}
