@@ -148,7 +148,8 @@ func assemble(
 			return managed.Serve(ctx, filepath.Join(cfg.RunDir, plugin.SwarmSocket))
 		}},
 		{"systemd", func(ctx context.Context) error {
-			return announce(ctx, control.SocketPath(cfg.RunDir), filepath.Join(cfg.SocketDir, pluginSocket))
+			return announce(ctx, control.SocketPath(cfg.RunDir), filepath.Join(cfg.SocketDir, pluginSocket),
+				filepath.Join(cfg.RunDir, plugin.SwarmSocket))
 		}},
 	}
 	served, err := volumes(cfg, s, meter.ObserveCall, log)
