@@ -21,7 +21,10 @@ type site struct {
 // desired says what this node's kernel should hold of one network: nothing, if the node is no member. It is pure: equal
 // records give equal states. The entries are made in the order that dataplane.Network has them in: the flood list,
 // remote endpoints by MAC, local ones by id.
-func desired(me site, nw store.Network, nodes map[string]store.Node, endpoints map[string]store.Endpoint) dataplane.Network {
+func desired(
+	me site, nw store.Network, nodes map[string]store.Node, endpoints map[string]store.Endpoint,
+	services map[string]store.Service,
+) dataplane.Network {
 	if !isMember(nw, me.node) {
 		return dataplane.Network{}
 	}
@@ -48,6 +51,7 @@ func desired(me site, nw store.Network, nodes map[string]store.Node, endpoints m
 	for _, e := range local {
 		addLocal(&out, e)
 	}
+	out.Services = balanced(me, services, endpoints)
 	slices.SortFunc(out.Neighbours, func(a, b dataplane.Neighbour) int { return a.Address.Compare(b.Address) })
 	return out
 }

@@ -61,7 +61,7 @@ func TestDesiredHasAPortForEachLocalEndpointAndThreeEntriesForEachRemoteOne(t *t
 			{Address: addr("10.10.0.2"), MAC: mac(2)}, {Address: addr("10.10.0.3"), MAC: mac(3)}, {Address: addr("10.10.0.4"), MAC: mac(4)},
 		},
 	}
-	if diff := cmp.Diff(want, desired(me, nw, nodes, endpoints), equal()); diff != "" {
+	if diff := cmp.Diff(want, desired(me, nw, nodes, endpoints, nil), equal()); diff != "" {
 		t.Errorf("desired (-want +got):\n%s", diff)
 	}
 }
@@ -69,7 +69,7 @@ func TestDesiredHasAPortForEachLocalEndpointAndThreeEntriesForEachRemoteOne(t *t
 func TestDesiredIsNothingOnANodeThatIsNoMember(t *testing.T) {
 	me, nw, nodes, endpoints := three()
 	me.node = "n9"
-	if diff := cmp.Diff(dataplane.Network{}, desired(me, nw, nodes, endpoints), equal()); diff != "" {
+	if diff := cmp.Diff(dataplane.Network{}, desired(me, nw, nodes, endpoints, nil), equal()); diff != "" {
 		t.Errorf("desired (-want +got):\n%s", diff)
 	}
 }
@@ -78,7 +78,7 @@ func TestDesiredMakesAnInterfaceOnlyUntilDockerHasIt(t *testing.T) {
 	me, nw, nodes, endpoints := three()
 	for phase, adopt := range map[string]bool{store.PhaseCreated: false, store.PhaseJoined: true} {
 		endpoints["en1"] = endpoint("en1", "n1", "10.10.0.2/24", phase)
-		if got := desired(me, nw, nodes, endpoints).Ports[0].Adopt; got != adopt {
+		if got := desired(me, nw, nodes, endpoints, nil).Ports[0].Adopt; got != adopt {
 			t.Errorf("phase %s: adopt is %v, want %v", phase, got, adopt)
 		}
 	}
@@ -90,7 +90,7 @@ func TestDesiredSendsNothingToANodeWithoutUsableVTEP(t *testing.T) {
 		if delete(nodes, "n2"); vtep.IsValid() {
 			nodes["n2"] = store.Node{Name: "n2", VTEP: vtep}
 		}
-		got := desired(me, nw, nodes, endpoints)
+		got := desired(me, nw, nodes, endpoints, nil)
 		if n := len(got.FDB); n != 4 { // flood and two entries of n3, the local port
 			t.Errorf("%s: %d FDB entries, want 4: %v", what, n, got.FDB)
 		}
@@ -100,7 +100,7 @@ func TestDesiredSendsNothingToANodeWithoutUsableVTEP(t *testing.T) {
 func TestDesiredFollowsANodeThatMoves(t *testing.T) {
 	me, nw, nodes, endpoints := three()
 	nodes["n2"] = store.Node{Name: "n2", VTEP: addr("192.0.2.77")}
-	for _, e := range desired(me, nw, nodes, endpoints).FDB {
+	for _, e := range desired(me, nw, nodes, endpoints, nil).FDB {
 		if e.VTEP == addr("192.0.2.2") {
 			t.Errorf("%v still goes to the old address", e)
 		}
@@ -122,8 +122,8 @@ func TestDesiredIsAFunctionOfTheRecords(t *testing.T) {
 			}
 			endpoints[id] = e
 		}
-		got := desired(me, nw, nodes, endpoints)
-		if diff := cmp.Diff(got, desired(me, nw, nodes, endpoints), equal()); diff != "" {
+		got := desired(me, nw, nodes, endpoints, nil)
+		if diff := cmp.Diff(got, desired(me, nw, nodes, endpoints, nil), equal()); diff != "" {
 			t.Fatalf("two runs differ:\n%s", diff)
 		}
 		if err := got.Check(); err != nil { // sorted, without duplicates, possible

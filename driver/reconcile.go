@@ -177,7 +177,7 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 // want is the state that this node should have of a network, by the mirror's records.
 func (d *Driver) want(network string) (want dataplane.Network) {
 	d.cfg.Mirror.Read(func(r *store.Records) {
-		want = desired(d.site, r.Networks[network], r.Nodes, r.Endpoints[network])
+		want = desired(d.site, r.Networks[network], r.Nodes, r.Endpoints[network], r.Services[network])
 	})
 	return want
 }

@@ -18,12 +18,14 @@ type Records struct {
 	Pools    map[netip.Prefix]Pool
 	// Endpoints of the followed networks, by network and id.
 	Endpoints map[string]map[string]Endpoint
+	// Services of the followed networks, by network and id.
+	Services map[string]map[string]Service
 	// Alive has the Node.ID of each node whose daemon is connected.
 	Alive map[string]string
 }
 
-// Mirror is an indexed copy of what a node follows in the store: all nodes, networks and pools, and the endpoints of
-// those networks that it is told to follow. A record that cannot be decoded leaves the last good one in place, so that
+// Mirror is an indexed copy of what a node follows in the store: all nodes, networks and pools, and the endpoints and
+// services of those networks that it is told to follow. A record that cannot be decoded leaves the last good one in place, so that
 // a bad writer does not take down what works.
 type Mirror struct {
 	store Store
@@ -60,6 +62,7 @@ func NewMirror(s Store, log *slog.Logger) *Mirror {
 			Networks:  make(map[string]Network),
 			Pools:     make(map[netip.Prefix]Pool),
 			Endpoints: make(map[string]map[string]Endpoint),
+			Services:  make(map[string]map[string]Service),
 			Alive:     make(map[string]string),
 		},
 		bad:       make(map[string]badRecord),
@@ -102,37 +105,39 @@ func (m *Mirror) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Follow begins to follow the endpoints of network. Following it already is no error.
+// Follow begins to follow the endpoints and services of network. Following it already is no error.
 func (m *Mirror) Follow(network string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	prefix := NetworkEndpoints(network)
-	if m.follows[prefix] != nil {
+	if m.follows[NetworkEndpoints(network)] != nil {
 		return
 	}
-	f := m.endpoints(network)
-	m.follows[prefix] = f
 	m.records.Endpoints[network] = make(map[string]Endpoint)
-	if m.start != nil {
-		m.start(f)
+	m.records.Services[network] = make(map[string]Service)
+	for _, f := range []*follow{m.endpoints(network), m.services(network)} {
+		m.follows[f.prefix] = f
+		if m.start != nil {
+			m.start(f)
+		}
 	}
 }
 
-// Unfollow forgets the endpoints of network. Whoever waits for one of them gets an error.
+// Unfollow forgets the endpoints and services of network. Whoever waits for one of them gets an error.
 func (m *Mirror) Unfollow(network string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	prefix := NetworkEndpoints(network)
-	f := m.follows[prefix]
-	if f == nil {
+	if m.follows[NetworkEndpoints(network)] == nil {
 		return
 	}
-	if m.start != nil {
-		f.stop()
+	for _, prefix := range []string{NetworkEndpoints(network), NetworkServices(network)} {
+		if m.start != nil {
+			m.follows[prefix].stop()
+		}
+		delete(m.follows, prefix)
+		maps.DeleteFunc(m.bad, func(key string, _ badRecord) bool { return strings.HasPrefix(key, prefix) })
 	}
-	delete(m.follows, prefix)
 	delete(m.records.Endpoints, network)
-	maps.DeleteFunc(m.bad, func(key string, _ badRecord) bool { return strings.HasPrefix(key, prefix) })
+	delete(m.records.Services, network)
 	m.forget(network)
 	m.broadcast()
 }
@@ -145,7 +150,7 @@ func (m *Mirror) Read(f func(*Records)) {
 }
 
 // Synced says whether nodes, networks and pools were read whole at least once and, unless network is empty, that
-// network's endpoints too. Before that, an absent record means nothing.
+// network's endpoints and services too. Before that, an absent record means nothing.
 func (m *Mirror) Synced(network string) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -163,7 +168,7 @@ func (m *Mirror) WaitSynced(ctx context.Context, network string) error {
 
 // Wait returns when the watch that covers key has delivered everything up to revision, so that Read shows what a
 // transaction with that revision wrote. The transaction must have changed something under the same prefix as key
-// (nodes/, alive/, networks/, pools/ or endpoints/NETWORK/): a watch does not hear of others. If ctx ends first, the
+// (nodes/, alive/, networks/, pools/, endpoints/NETWORK/ or services/NETWORK/): a watch does not hear of others. If ctx ends first, the
 // error wraps ErrUnavailable and ctx's error; for a key that the mirror does not follow it wraps ErrInvalid.
 func (m *Mirror) Wait(ctx context.Context, key string, revision int64) error {
 	return m.wait(ctx, fmt.Sprintf("wait for %s at revision %d", key, revision), func() (bool, error) {
@@ -179,7 +184,7 @@ func (m *Mirror) Wait(ctx context.Context, key string, revision int64) error {
 func (m *Mirror) Changes() <-chan struct{} { return m.changes }
 
 // TakeChanged returns, in order, the networks whose wanted state may have changed since the last call: their own
-// record, an endpoint, or, for all followed ones, the address of a node.
+// record, an endpoint, a service, or, for all followed ones, the address of a node.
 func (m *Mirror) TakeChanged() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -188,8 +193,8 @@ func (m *Mirror) TakeChanged() []string {
 	return names
 }
 
-// Revision returns the revision of the last delivered change that matters to network: its own record, its endpoints,
-// the addresses of nodes. It is 0 if there was none.
+// Revision returns the revision of the last delivered change that matters to network: its own record, its endpoints
+// and services, the addresses of nodes. It is 0 if there was none.
 func (m *Mirror) Revision(network string) int64 {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -246,16 +251,16 @@ func (m *Mirror) synced(network string) bool {
 	if network == "" {
 		return true
 	}
-	f := m.follows[NetworkEndpoints(network)]
-	return f != nil && f.synced
+	e, s := m.follows[NetworkEndpoints(network)], m.follows[NetworkServices(network)]
+	return e != nil && e.synced && s.synced
 }
 
 // followed returns the prefix of the watch that covers key.
 func followed(key string) string {
 	kind, rest, _ := strings.Cut(key, "/")
-	if kind+"/" != EndpointPrefix {
-		return kind + "/"
+	if kind += "/"; kind != EndpointPrefix && kind != ServicePrefix {
+		return kind
 	}
 	network, _, _ := strings.Cut(rest, "/")
-	return NetworkEndpoints(network)
+	return kind + network + "/"
 }

@@ -11,7 +11,7 @@ import (
 // follow is one watch of a Mirror. The mirror's lock guards all but the fixed fields.
 type follow struct {
 	prefix  string // fixed
-	network string // fixed: whose endpoints it follows, empty for all else
+	network string // fixed: whose endpoints or services it follows, empty for all else
 	// run applies what the watch delivers until its context ends; fixed.
 	run  func(context.Context, *follow)
 	stop context.CancelFunc // set while the mirror runs
@@ -114,6 +114,25 @@ func (m *Mirror) endpoints(network string) *follow {
 			return &es
 		},
 		matters: always[Endpoint],
+		changed: func(_ string, revision int64) { m.networkChanged(network, revision) },
+	})
+	f.network = network
+	return f
+}
+
+// services returns the follow of one network's services.
+func (m *Mirror) services(network string) *follow {
+	f := newFollow(m, table[string, Service]{
+		prefix: NetworkServices(network),
+		index:  text,
+		decode: func(kv KV) (Service, error) {
+			return decodeAt(kv, func(s Service) string { return ServiceKey(s.Network, s.ID) })
+		},
+		records: func(r *Records) *map[string]Service {
+			ss := r.Services[network]
+			return &ss
+		},
+		matters: always[Service],
 		changed: func(_ string, revision int64) { m.networkChanged(network, revision) },
 	})
 	f.network = network
