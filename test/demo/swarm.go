@@ -13,10 +13,11 @@ import (
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
 
-// driver is the managed plugin's name.
-const driver = "custom-overlay:latest"
-
 const (
+	// driver is the managed plugin's name.
+	driver = "custom-overlay:latest"
+	// endpointMode is how a service's name is resolved: to the addresses of its tasks.
+	endpointMode = "dnsrr"
 	// startLimit is how long the tasks of a service may take to run on a busy machine.
 	startLimit = 90 * time.Second
 	// calls is how often the service is called to see all its replicas.
@@ -108,7 +109,7 @@ func (s *swarm) createService(ctx context.Context) error {
 	const serve = `echo "hello from $(hostname)" >/www/index.html; exec httpd -f -h /www`
 	// There is no registry to ask for the image's digest.
 	if _, err := s.exec(ctx, s.first, "docker", "service", "create", "--detach", "--no-resolve-image", "--name", "web",
-		"--network", network, "--replicas", "3", "--replicas-max-per-node", "1", "--hostname", "web-{{.Node.Hostname}}",
+		"--endpoint-mode", endpointMode, "--network", network, "--replicas", "3", "--replicas-max-per-node", "1", "--hostname", "web-{{.Node.Hostname}}",
 		"--stop-grace-period", "1s",
 		lab.Image, "sh", "-c", serve); err != nil {
 		return err
