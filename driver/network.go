@@ -314,6 +314,7 @@ func (d *Driver) dissolve(ctx context.Context, conds []store.Cond, nw store.Netw
 	ops := []store.Op{
 		store.Delete(store.NetworkKey(nw.Name)), store.Delete(store.VNIKey(nw.VNI)),
 		store.DeletePrefix(store.NetworkEndpoints(nw.Name)), store.DeletePrefix(store.NetworkMACs(nw.Name)),
+		store.DeletePrefix(store.NetworkServices(nw.Name)),
 	}
 	for _, subnet := range nw.Subnets {
 		kv, err := d.cfg.Store.Get(ctx, store.PoolKey(subnet))

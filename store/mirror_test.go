@@ -120,12 +120,15 @@ func TestMirrorShowsWhatTheStoreHas(t *testing.T) {
 	m.write(store.AliveKey("n1"), store.PutAlive(store.AliveKey("n1"), []byte("idn1")))
 	e := endpoint("web", 1)
 	m.write(store.EndpointKey("web", e.ID), putEndpoint(e))
+	svc := store.Service{ID: "s1", Name: "api", Network: "web", VIPs: []netip.Addr{netip.MustParseAddr("10.1.0.2")}}
+	m.put(store.ServiceKey("web", "s1"), store.Encode(svc))
 	m.synced("web")
 	want := store.Records{
 		Nodes:     map[string]store.Node{"n1": node("n1", "192.0.2.1")},
 		Networks:  map[string]store.Network{"web": network("web")},
 		Pools:     map[netip.Prefix]store.Pool{pool.Subnet: pool},
 		Endpoints: map[string]map[string]store.Endpoint{"web": {e.ID: e}},
+		Services:  map[string]map[string]store.Service{"web": {"s1": svc}},
 		Alive:     map[string]string{"n1": "idn1"},
 	}
 	opts := []cmp.Option{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
@@ -136,11 +139,13 @@ func TestMirrorShowsWhatTheStoreHas(t *testing.T) {
 		}
 	})
 	for _, key := range []string{store.NodeKey("n1"), store.NetworkKey("web"), store.PoolKey(pool.Subnet),
-		store.AliveKey("n1"), store.EndpointKey("web", e.ID)} {
+		store.AliveKey("n1"), store.EndpointKey("web", e.ID), store.ServiceKey("web", "s1")} {
 		m.write(key, store.Delete(key))
 	}
 	m.Read(func(r *store.Records) {
-		empty := store.Records{Endpoints: map[string]map[string]store.Endpoint{"web": {}}}
+		empty := store.Records{
+			Endpoints: map[string]map[string]store.Endpoint{"web": {}}, Services: map[string]map[string]store.Service{"web": {}},
+		}
 		if diff := cmp.Diff(empty, *r, append(opts, cmpopts.EquateEmpty())...); diff != "" {
 			t.Errorf("after the deletions (-want +got):\n%s", diff)
 		}

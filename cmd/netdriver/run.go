@@ -20,6 +20,7 @@ import (
 	"github.com/netdriver/netdriver/internal/engine"
 	"github.com/netdriver/netdriver/internal/metrics"
 	"github.com/netdriver/netdriver/internal/plugin"
+	"github.com/netdriver/netdriver/internal/swarm"
 	"github.com/netdriver/netdriver/internal/underlay"
 	"github.com/netdriver/netdriver/ipam"
 	"github.com/netdriver/netdriver/store"
@@ -157,14 +158,24 @@ func assemble(
 		return nil, err
 	}
 	parts = append(parts, served...)
+	if docker != nil {
+		services := swarm.New(swarm.Config{Store: s, Mirror: mirror, Docker: docker, Log: log})
+		parts = append(parts, part{"services of the swarm", services.Run})
+	}
 	if cfg.Metrics != "" {
 		parts = append(parts, part{"metrics", func(ctx context.Context) error { return meter.Serve(ctx, cfg.Metrics, log) }})
 	}
 	return parts, nil
 }
 
+// docker is what parts of the daemon ask the engine.
+type docker interface {
+	driver.Docker
+	swarm.Docker
+}
+
 // openDocker returns the engine at host, or nil if it is not to be asked.
-func openDocker(host string) (driver.Docker, error) {
+func openDocker(host string) (docker, error) {
 	if host == "" {
 		return nil, nil
 	}

@@ -44,19 +44,5 @@ func (e *Engine) Endpoints(ctx context.Context, dockerID string) (ids []string, 
 	return ids, true, nil
 }
 
-// Swarm returns the id of the swarm that the engine is a manager of, or "" if it is none.
-func (e *Engine) Swarm(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	info, err := e.api.Info(ctx)
-	if err != nil {
-		return "", fmt.Errorf("ask Docker for its swarm: %w", err)
-	}
-	if !info.Swarm.ControlAvailable || info.Swarm.Cluster == nil {
-		return "", nil
-	}
-	return info.Swarm.Cluster.ID, nil
-}
-
 // Close ends the connection.
 func (e *Engine) Close() error { return e.api.Close() }

@@ -24,6 +24,7 @@ func allowed() map[string][]string {
 		"dataplane":         {},
 		"internal/plugin":   {},
 		"internal/engine":   {},
+		"internal/swarm":    {"internal/engine"},
 		"internal/door":     {"internal/plugin"},
 		"internal/install":  {"internal/config", "internal/door", "internal/plugin"},
 		"internal/underlay": {},

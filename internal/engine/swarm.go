@@ -1,0 +1,181 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/swarm"
+)
+
+// Service is one service of the swarm with what it has in each network.
+type Service struct {
+	ID, Name string
+	// VIPs are its virtual addresses by Docker's network id; a network in endpoint mode dnsrr has none.
+	VIPs map[string][]netip.Addr
+}
+
+// Task is one task of a service.
+type Task struct {
+	ID, Service string
+	// Slot tells the tasks of a service apart: a number, or the node's id in mode global.
+	Slot string
+	// Running: the task runs; one with a health check only once it is healthy.
+	Running bool
+	// Addresses are its own by Docker's network id.
+	Addresses map[string][]netip.Addr
+}
+
+// Swarm returns the id of the swarm that the engine is a manager of, or "" if it is none.
+func (e *Engine) Swarm(ctx context.Context) (string, error) {
+	id, _, err := e.manager(ctx)
+	return id, err
+}
+
+// Leads says whether the engine is the leader of its swarm's managers, and returns the swarm's id.
+func (e *Engine) Leads(ctx context.Context) (leads bool, swarmID string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	id, node, err := e.manager(ctx)
+	if err != nil || id == "" {
+		return false, "", err
+	}
+	n, _, err := e.api.NodeInspectWithRaw(ctx, node)
+	if err != nil {
+		return false, "", fmt.Errorf("ask Docker who leads its swarm: %w", err)
+	}
+	return n.ManagerStatus != nil && n.ManagerStatus.Leader, id, nil
+}
+
+// manager returns the ids of the swarm that the engine is a manager of, and of its node there; "" if it is none.
+func (e *Engine) manager(ctx context.Context) (swarmID, node string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	info, err := e.api.Info(ctx)
+	if err != nil {
+		return "", "", fmt.Errorf("ask Docker for its swarm: %w", err)
+	}
+	if !info.Swarm.ControlAvailable || info.Swarm.Cluster == nil {
+		return "", "", nil
+	}
+	return info.Swarm.Cluster.ID, info.Swarm.NodeID, nil
+}
+
+// Services returns all services of the swarm; only managers know them.
+func (e *Engine) Services(ctx context.Context) ([]Service, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	list, err := e.api.ServiceList(ctx, swarm.ServiceListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("ask Docker for its services: %w", err)
+	}
+	out := make([]Service, 0, len(list))
+	for _, s := range list {
+		svc := Service{ID: s.ID, Name: s.Spec.Name, VIPs: map[string][]netip.Addr{}}
+		for _, v := range s.Endpoint.VirtualIPs {
+			if p, err := netip.ParsePrefix(v.Addr); err == nil {
+				svc.VIPs[v.NetworkID] = append(svc.VIPs[v.NetworkID], p.Addr())
+			}
+		}
+		out = append(out, svc)
+	}
+	return out, nil
+}
+
+// RunningTasks returns the tasks that the swarm wants to run, whether they do already or not.
+func (e *Engine) RunningTasks(ctx context.Context) ([]Task, error) {
+	return e.tasks(ctx, swarm.TaskStateRunning)
+}
+
+// EndingTasks returns the tasks that the swarm wants to be over, also those that have been for long.
+func (e *Engine) EndingTasks(ctx context.Context) ([]Task, error) {
+	return e.tasks(ctx, swarm.TaskStateShutdown, swarm.TaskStateRemove)
+}
+
+func (e *Engine) tasks(ctx context.Context, desired ...swarm.TaskState) ([]Task, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	filter := filters.NewArgs()
+	for _, d := range desired {
+		filter.Add("desired-state", string(d))
+	}
+	list, err := e.api.TaskList(ctx, swarm.TaskListOptions{Filters: filter})
+	if err != nil {
+		return nil, fmt.Errorf("ask Docker for its tasks: %w", err)
+	}
+	out := make([]Task, 0, len(list))
+	for _, t := range list {
+		// An older engine may not know the filter's value and then lists all.
+		if t.ServiceID == "" || !slices.Contains(desired, t.DesiredState) {
+			continue
+		}
+		out = append(out, task(t))
+	}
+	return out, nil
+}
+
+func task(t swarm.Task) Task {
+	out := Task{
+		ID: t.ID, Service: t.ServiceID, Slot: t.NodeID, Running: t.Status.State == swarm.TaskStateRunning,
+		Addresses: map[string][]netip.Addr{},
+	}
+	if t.Slot > 0 {
+		out.Slot = fmt.Sprint(t.Slot)
+	}
+	for _, n := range t.NetworksAttachments {
+		for _, a := range n.Addresses {
+			if p, err := netip.ParsePrefix(a); err == nil {
+				out.Addresses[n.Network.ID] = append(out.Addresses[n.Network.ID], p.Addr())
+			}
+		}
+	}
+	return out
+}
+
+// reconnect is the pause before a lost stream of events is opened again.
+const reconnect = time.Second
+
+// Wake reports that something happened that may concern services or containers, until ctx ends. Docker tells of services,
+// nodes and its own containers, not of tasks elsewhere; several events may be one report, and none may be lost for ever: one
+// follows each reconnection.
+func (e *Engine) Wake(ctx context.Context) <-chan struct{} {
+	wake := make(chan struct{}, 1)
+	go func() {
+		for ctx.Err() == nil {
+			e.listen(ctx, wake)
+			select {
+			case <-ctx.Done():
+			case <-time.After(reconnect):
+			}
+		}
+	}()
+	return wake
+}
+
+// listen passes events on until the stream ends.
+func (e *Engine) listen(ctx context.Context, wake chan<- struct{}) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	filter := filters.NewArgs()
+	for _, t := range []events.Type{
+		events.ServiceEventType, events.NodeEventType, events.ContainerEventType, events.NetworkEventType,
+	} {
+		filter.Add("type", string(t))
+	}
+	messages, failed := e.api.Events(ctx, events.ListOptions{Filters: filter})
+	for {
+		select {
+		case wake <- struct{}{}:
+		default: // one is waiting already
+		}
+		select {
+		case <-messages:
+		case <-failed:
+			return
+		}
+	}
+}

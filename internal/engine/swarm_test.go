@@ -1,0 +1,116 @@
+package engine
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// serveSwarm answers as a manager's engine of 20.10 does; info is what it says of itself.
+func serveSwarm(t *testing.T, info string) *Engine {
+	t.Helper()
+	answers := map[string]string{
+		"/info":     info,
+		"/nodes/n1": `{"ID":"n1","ManagerStatus":{"Leader":true}}`,
+		"/services": `[{"ID":"s1","Spec":{"Name":"web"},"Endpoint":{"VirtualIPs":[{"NetworkID":"d1","Addr":"10.10.0.2/24"},` +
+			`{"NetworkID":"ingress","Addr":"10.0.0.5/24"}]}},{"ID":"s2","Spec":{"Name":"dns"},"Endpoint":{"Spec":{"Mode":"dnsrr"}}}]`,
+		"/tasks": `[{"ID":"t1","ServiceID":"s1","Slot":2,"NodeID":"n1","Status":{"State":"running"},"DesiredState":"running",` +
+			`"NetworksAttachments":[{"Network":{"ID":"d1"},"Addresses":["10.10.0.3/24"]}]},` +
+			`{"ID":"t2","ServiceID":"s1","NodeID":"n1","Status":{"State":"starting"},"DesiredState":"running"},` +
+			`{"ID":"t3","ServiceID":"s1","Slot":1,"Status":{"State":"running"},"DesiredState":"remove"},` +
+			`{"ID":"t4","Status":{"State":"running"},"DesiredState":"running"}]`,
+	}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		w.Header().Set("Content-Type", "application/json")
+		for path, answer := range answers {
+			if strings.HasSuffix(r.URL.Path, path) {
+				fmt.Fprint(w, answer)
+				return
+			}
+		}
+		if !strings.HasSuffix(r.URL.Path, "/_ping") {
+			w.WriteHeader(http.StatusNotFound)
+			fmt.Fprint(w, `{"message":"page not found"}`)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	e, err := Open("tcp://" + srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+const (
+	infoManager = `{"Swarm":{"NodeID":"n1","ControlAvailable":true,"Cluster":{"ID":"c1"}}}`
+	infoWorker  = `{"Swarm":{"NodeID":"n1","ControlAvailable":false}}`
+)
+
+func TestOnlyTheLeaderLeads(t *testing.T) {
+	for info, want := range map[string]struct {
+		leads bool
+		swarm string
+	}{infoManager: {true, "c1"}, infoWorker: {false, ""}, `{}`: {false, ""}} {
+		leads, swarm, err := serveSwarm(t, info).Leads(t.Context())
+		if leads != want.leads || swarm != want.swarm || err != nil {
+			t.Errorf("%s: leads %v, swarm %q, error %v", info, leads, swarm, err)
+		}
+	}
+}
+
+func compareAddr(a, b netip.Addr) bool { return a == b }
+
+func TestServicesHaveTheirVIPsByNetwork(t *testing.T) {
+	got, err := serveSwarm(t, infoManager).Services(t.Context())
+	want := []Service{
+		{ID: "s1", Name: "web", VIPs: map[string][]netip.Addr{
+			"d1": {netip.MustParseAddr("10.10.0.2")}, "ingress": {netip.MustParseAddr("10.0.0.5")},
+		}},
+		{ID: "s2", Name: "dns", VIPs: map[string][]netip.Addr{}},
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(compareAddr)); diff != "" || err != nil {
+		t.Errorf("error %v, services (-want +got):\n%s", err, diff)
+	}
+}
+
+// The fake lists all tasks whatever is asked, as an engine does that does not know a filter's value.
+func TestTasksAreToldByWhatTheSwarmWantsOfThem(t *testing.T) {
+	e := serveSwarm(t, infoManager)
+	got, err := e.RunningTasks(t.Context())
+	want := []Task{
+		{ID: "t1", Service: "s1", Slot: "2", Running: true, Addresses: map[string][]netip.Addr{"d1": {netip.MustParseAddr("10.10.0.3")}}},
+		{ID: "t2", Service: "s1", Slot: "n1", Addresses: map[string][]netip.Addr{}},
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(compareAddr)); diff != "" || err != nil {
+		t.Errorf("running: error %v (-want +got):\n%s", err, diff)
+	}
+	got, err = e.EndingTasks(t.Context())
+	want = []Task{{ID: "t3", Service: "s1", Slot: "1", Running: true, Addresses: map[string][]netip.Addr{}}}
+	if diff := cmp.Diff(want, got, cmp.Comparer(compareAddr)); diff != "" || err != nil {
+		t.Errorf("ending: error %v (-want +got):\n%s", err, diff)
+	}
+}
+
+func TestAnEngineThatIsAwayHasNoOpinionOnTheSwarm(t *testing.T) {
+	e, err := Open("unix:///nowhere/docker.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if _, _, err := e.Leads(t.Context()); err == nil {
+		t.Error("Leads: no error")
+	}
+	if _, err := e.Services(t.Context()); err == nil {
+		t.Error("Services: no error")
+	}
+	if _, err := e.RunningTasks(t.Context()); err == nil {
+		t.Error("RunningTasks: no error")
+	}
+}
