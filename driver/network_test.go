@@ -85,6 +85,24 @@ func TestALaterCreatorThatContradictsGetsBothValuesAndLeavesNothing(t *testing.T
 	}
 }
 
+func TestAnotherIPAMDriverIsRefused(t *testing.T) {
+	mem, h1, h2 := two(t)
+	if _, err := h1.createNetwork("d1", "10.10.0.0/24", "network", "web"); err != nil { // the positive control, with ours
+		t.Fatal(err)
+	}
+	for _, subnet := range []string{"10.10.0.0/24", "10.11.0.0/24"} {
+		req := request("d2", subnet)
+		req.IPv4Data[0].AddressSpace = "LocalDefault"
+		err := h2.do("NetworkDriver.CreateNetwork", req)
+		if err == nil || !strings.Contains(err.Error(), "--ipam-driver custom-overlay") {
+			t.Errorf("%s: error %v, want the remedy", subnet, err)
+		}
+	}
+	if ms := record[store.Network](t, mem, store.NetworkKey("web")).Members; len(ms) != 1 || len(h2.networks()) != 0 {
+		t.Errorf("members %v, and the refused host has %v", ms, h2.networks())
+	}
+}
+
 func TestDeletingOnOneHostRemovesThatHostsPartAndTheLastOneTakesTheNetworkAlong(t *testing.T) {
 	mem, h1, h2 := two(t)
 	n1, err1 := h1.createNetwork("d1", "10.10.0.0/24", "network", "web")

@@ -94,14 +94,6 @@ func TestOptionsOfAWrongTypeAreRefused(t *testing.T) {
 	}
 }
 
-func TestAnotherIPAMDriverIsRefused(t *testing.T) {
-	req := request("d1", "10.10.0.0/24")
-	req.IPv4Data[0].AddressSpace = "LocalDefault"
-	if _, err := parseNetwork(req); err == nil || !strings.Contains(err.Error(), "--ipam-driver custom-overlay") {
-		t.Errorf("error %v, want the remedy", err)
-	}
-}
-
 func TestContradictionsShowBothValues(t *testing.T) {
 	nw := store.Network{
 		Name: "web", Mode: store.ModeOverlay, VNI: 9, Port: 4789, MTU: 1450, Creator: "n1", Subnets: []netip.Prefix{prefix("10.10.0.0/24")},
