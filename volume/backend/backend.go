@@ -71,6 +71,10 @@ func (h Host) Volume(name string, spec option.Spec) (v mount.Volume, explain fun
 		v.Prepare, cause = s.prepareNFS, s.explainNFS
 	case option.GlusterFS:
 		v.Prepare, cause = s.prepareGluster, s.explainGluster
+	case option.CephFS:
+		v.Prepare, cause = s.prepareCeph, s.explainCeph
+	case option.EFS:
+		v.Prepare, cause = s.prepareEFS, s.explainNFS
 	default:
 		v.Prepare, cause = s.prepareLocal, s.explainLocal
 	}

@@ -11,27 +11,45 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// Child is the whole program of a child process: it reads one Task, performs it, writes its Result, and returns the exit
-// status. Its standard input stays open as long as the parent lives: at its end the child kills its own process group, so
-// that nothing of a killed daemon's goes on behind the back of the next one.
+// Child is the whole program of a child process: it reads Tasks, one a line, performs each, writes its Result, and returns
+// the exit status. Its standard input stays open as long as the parent lives. At its end the child kills its own process
+// group, so that nothing of a killed daemon's goes on behind the back of the next one; when it is idle, it just ends.
 func Child(in io.Reader, out io.Writer) int {
-	var t Task
-	decoder := json.NewDecoder(in)
-	if err := decoder.Decode(&t); err != nil {
-		fmt.Fprintln(os.Stderr, "volume-child is started by netdriver itself, with a task on its standard input:", err)
-		return 2
-	}
+	tasks := make(chan Task)
+	var busy atomic.Bool
+	var failed error
 	go func() {
-		_, _ = io.Copy(io.Discard, in)
-		_ = unix.Kill(0, unix.SIGKILL)
+		defer close(tasks)
+		decoder := json.NewDecoder(in)
+		for {
+			var t Task
+			if failed = decoder.Decode(&t); failed != nil {
+				break
+			}
+			busy.Store(true)
+			tasks <- t
+		}
+		if busy.Load() {
+			_ = unix.Kill(0, unix.SIGKILL)
+		}
 	}()
-	if err := json.NewEncoder(out).Encode(perform(t)); err != nil {
-		return 1
+	encoder := json.NewEncoder(out)
+	for t := range tasks {
+		r := perform(t)
+		busy.Store(false)
+		if err := encoder.Encode(r); err != nil {
+			return 1
+		}
+	}
+	if !errors.Is(failed, io.EOF) {
+		fmt.Fprintln(os.Stderr, "volume-child is started by netdriver itself, with tasks on its standard input:", failed)
+		return 2
 	}
 	return 0
 }

@@ -1,14 +1,16 @@
 package mount
 
 import (
-	"bytes"
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,14 +18,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Processes performs tasks in child processes.
+// Processes performs tasks in child processes. One that has done its task well is kept for the next: starting a process
+// takes longer than most tasks.
 type Processes struct {
 	command []string
 	running atomic.Int64
+	// idle are children that wait for a task.
+	idle chan *child
+}
+
+// idleChildren is how many children wait for a task at most, and idleFor how long each.
+const (
+	idleChildren = 4
+	idleFor      = time.Minute
+)
+
+// child is a process that performs one task after the other.
+type child struct {
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Reader
+	said *tail
+	// ended is closed when the process has disappeared.
+	ended chan struct{}
+	// expire ends it if nobody needs it.
+	expire *time.Timer
 }
 
 // NewProcesses returns a Mounter whose children are started by a command line that ends in Child.
-func NewProcesses(command ...string) *Processes { return &Processes{command: command} }
+func NewProcesses(command ...string) *Processes {
+	return &Processes{command: command, idle: make(chan *child, idleChildren)}
+}
 
 var _ Mounter = (*Processes)(nil)
 
@@ -41,39 +66,114 @@ func (p *Processes) Do(ctx context.Context, t Task) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("encode a task: %w", err)
 	}
-	cmd := exec.Command(p.command[0], p.command[1:]...)
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	var out, said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &said
-	in, err := cmd.StdinPipe()
+	c, err := p.take()
 	if err != nil {
-		return Result{}, fmt.Errorf("start a child: %w", err)
+		return Result{}, fmt.Errorf("%s %s: start a child: %w", t.Do, t.Target, err)
 	}
-	if err := cmd.Start(); err != nil {
-		return Result{}, fmt.Errorf("start a child: %w", err)
+	type answer struct {
+		line []byte
+		err  error
 	}
-	p.running.Add(1)
-	done := make(chan error, 1)
+	answers := make(chan answer, 1)
 	go func() {
-		_, writeErr := in.Write(task)
-		waitErr := cmd.Wait() // closes in
-		p.running.Add(-1)
-		done <- errors.Join(waitErr, writeErr)
+		_, err := c.in.Write(append(task, '\n'))
+		var line []byte
+		if err == nil {
+			line, err = c.out.ReadBytes('\n')
+		}
+		answers <- answer{line, err}
 	}()
 	select {
-	case err = <-done:
-	case <-ctx.Done():
-		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
-		select {
-		case <-done:
-		case <-time.After(killed):
+	case a := <-answers:
+		if a.err != nil {
+			c.kill()
+			return Result{}, fmt.Errorf("%s %s: child: %w: %s", t.Do, t.Target, a.err, c.said)
 		}
+		p.keep(c)
+		return readResult(t, a.line)
+	case <-ctx.Done():
+		c.kill()
 		return Result{}, fmt.Errorf("%s %s: %w (%w)", t.Do, t.Target, ErrDeadline, ctx.Err())
 	}
-	if err != nil {
-		return Result{}, fmt.Errorf("%s %s: child: %w: %.500s", t.Do, t.Target, err, said.String())
+}
+
+// take returns a child that waits for a task, or a new one.
+func (p *Processes) take() (*child, error) {
+	for {
+		select {
+		case c := <-p.idle:
+			if c.expire.Stop() {
+				return c, nil
+			}
+		default:
+			return p.start()
+		}
 	}
-	return readResult(t, out.Bytes())
+}
+
+// keep has a child wait for the next task, or ends it if enough do.
+func (p *Processes) keep(c *child) {
+	c.expire = time.AfterFunc(idleFor, func() { c.in.Close() })
+	select {
+	case p.idle <- c:
+	default:
+		c.expire.Stop()
+		c.in.Close()
+	}
+}
+
+func (p *Processes) start() (*child, error) {
+	c := &child{cmd: exec.Command(p.command[0], p.command[1:]...), said: &tail{}, ended: make(chan struct{})}
+	c.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	c.cmd.Stderr = c.said
+	out, err := c.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	c.out = bufio.NewReader(out)
+	if c.in, err = c.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	if err := c.cmd.Start(); err != nil {
+		return nil, err
+	}
+	p.running.Add(1)
+	go func() {
+		_ = c.cmd.Wait() // its answers were read before it ends
+		p.running.Add(-1)
+		close(c.ended)
+	}()
+	return c, nil
+}
+
+// kill ends a child with everything that it has started, as far as the kernel lets it.
+func (c *child) kill() {
+	_ = unix.Kill(-c.cmd.Process.Pid, unix.SIGKILL)
+	select {
+	case <-c.ended:
+	case <-time.After(killed):
+	}
+	c.in.Close()
+}
+
+// tail keeps the end of what a child says on its error stream.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, b...)
+	t.text = t.text[max(0, len(t.text)-maxSaid):]
+	return len(b), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.text)
 }
 
 // readResult reads a child's answer; the failure that decided is the error.
@@ -88,15 +188,21 @@ func readResult(t Task, text []byte) (Result, error) {
 	return r, r.decisive()
 }
 
-// decisive returns the failure that tells most: the first that is about more than a version that the server lacks.
+// decisive returns the failure that tells most: of an attempt that got further than mount(2), else the first that is about
+// more than a version that the server lacks.
 func (r Result) decisive() error {
+	if len(r.Failures) == 0 {
+		return errors.New("the child did nothing and gave no reason")
+	}
+	for _, f := range r.Failures {
+		if f.Step != "mount" {
+			return f
+		}
+	}
 	for _, f := range r.Failures {
 		if f.Errno != unix.EPROTONOSUPPORT && f.Errno != unix.EINVAL {
 			return f
 		}
-	}
-	if len(r.Failures) == 0 {
-		return errors.New("the child did nothing and gave no reason")
 	}
 	return r.Failures[0]
 }

@@ -264,7 +264,7 @@ func TestNothingGoesOnAfterTheDaemonHasDied(t *testing.T) {
 		t.Fatal(err)
 	}
 	target := filepath.Join(t.TempDir(), "v")
-	task := `{"do":"mount","target":"` + target + `","attempts":[{"command":["sleep","100"]}]}`
+	task := `{"do":"mount","target":"` + target + `","attempts":[{"command":["sleep","100"]}]}` + "\n"
 	if _, err := in.Write([]byte(task)); err != nil {
 		t.Fatal(err)
 	}
