@@ -21,6 +21,8 @@ for dir in etc usr/local var/lib; do
   mkdir -p $upper.upper $upper.work
   mount -t overlay -o lowerdir=/$dir,upperdir=$upper.upper,workdir=$upper.work overlay /$dir
 done
+rm -f /etc/resolv.conf # a mount on it is not in the overlay
+cp $HOME/resolv.conf /etc
 cd /etc/systemd
 ! [ -e $0/prepared ] || exit 0 # the node was rebooted
 rm -rf system
