@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"fmt"
+	"path/filepath"
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
@@ -12,7 +13,7 @@ import (
 type Given struct{ Name, Value string }
 
 // Gather returns the settings that flags or environ give, in the order of the documents; a flag wins. Values are not
-// checked.
+// checked, but names of files are made absolute: the service that will read them runs elsewhere.
 func Gather(flags *pflag.FlagSet, environ []string) ([]Given, error) {
 	env, err := environment(environ)
 	if err != nil {
@@ -23,6 +24,11 @@ func Gather(flags *pflag.FlagSet, environ []string) ([]Given, error) {
 		value, ok := env[s.name]
 		if f := flags.Lookup(s.name); f != nil && f.Changed {
 			value, ok = f.Value.String(), true
+		}
+		if ok && s.file && value != "" {
+			if value, err = filepath.Abs(value); err != nil {
+				return nil, fmt.Errorf("%w: %s: %w", ErrSetting, s.name, err)
+			}
 		}
 		if ok {
 			given = append(given, Given{s.name, value})

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -46,11 +47,16 @@ func TestEditingAFileKeepsWhatItSaysElsewhere(t *testing.T) {
 func TestWhatAnInstallationIsGivenIsWhatFlagsAndEnvironmentSay(t *testing.T) {
 	f := pflag.NewFlagSet("install", pflag.ContinueOnError)
 	AddFlags(f)
-	if err := f.Parse([]string{"--node=n1", "--underlay=eth0"}); err != nil {
+	if err := f.Parse([]string{"--node=n1", "--underlay=eth0", "--store-ca=ca.pem", "--store-key="}); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := filepath.Abs("ca.pem")
+	if err != nil {
 		t.Fatal(err)
 	}
 	got, err := Gather(f, []string{"NETDRIVER_NODE=n2", "NETDRIVER_LOG_LEVEL=debug", "HOME=/"})
-	if diff := cmp.Diff([]Given{{"underlay", "eth0"}, {"node", "n1"}, {"log-level", "debug"}}, got); err != nil || diff != "" {
+	want := []Given{{"underlay", "eth0"}, {"node", "n1"}, {"store-ca", ca}, {"store-key", ""}, {"log-level", "debug"}}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
 }

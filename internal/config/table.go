@@ -26,6 +26,8 @@ type setting struct {
 	fallback, shown string
 	// help says what it is for; allowed what it may be.
 	help, allowed string
+	// file says that the value is the name of a file.
+	file bool
 	// set checks a value and keeps it.
 	set func(c *Config, value string) error
 }
@@ -88,16 +90,19 @@ func storeSettings() []setting {
 		{
 			name: "store-ca", help: "PEM file with the CA that signed the store's and the nodes' certificates",
 			allowed: "a readable file",
+			file:    true,
 			set:     func(c *Config, v string) error { c.StoreCA = v; return readable(v) },
 		},
 		{
 			name: "store-cert", help: "PEM file with this node's certificate for the store",
 			allowed: "a readable file",
+			file:    true,
 			set:     func(c *Config, v string) error { c.StoreCert = v; return readable(v) },
 		},
 		{
 			name: "store-key", help: "PEM file with the key of store-cert",
 			allowed: "a readable file",
+			file:    true,
 			set:     func(c *Config, v string) error { c.StoreKey = v; return readable(v) },
 		},
 	}
