@@ -207,8 +207,9 @@ func heldError(l store.Lease) error {
 	case l.Kind == store.LeaseAux:
 		return fmt.Errorf("address %s is reserved with --aux-address by node %s since %s; choose another",
 			l.Address, l.Node, since)
-	case l.Endpoint == "" && l.Node == "":
-		return fmt.Errorf("address %s is held by a task or service of the swarm since %s; choose another", l.Address, since)
+	case l.Node == "":
+		return fmt.Errorf("address %s is held by a task or service of the swarm since %s; choose another",
+			l.Address, since)
 	case l.Endpoint == "":
 		return fmt.Errorf("address %s is held by a container that starts or ends on node %s since %s; choose "+
 			"another or try again in %s",
@@ -218,9 +219,8 @@ func heldError(l store.Lease) error {
 		l.Address, l.Endpoint[:min(12, len(l.Endpoint))], l.Node, since)
 }
 
-// releaseAddress frees an address of this node that no endpoint has, or one of the swarm that no node uses. The gateway and --aux-address stay until the pool
-// goes. An address that an endpoint still has is freed later, by the janitor: its DeleteEndpoint was lost, and until
-// the endpoint is withdrawn everywhere another container must not get it. Docker ignores errors here.
+// releaseAddress ends the part of this node or of the swarm in an address. The gateway and --aux-address stay until the
+// pool goes. Docker ignores errors here.
 func (s *Service) releaseAddress(ctx context.Context, req *ipam.ReleaseAddressRequest) (plugin.Empty, error) {
 	if req.PoolID == "" || req.Address == "" {
 		return plugin.Empty{}, nil
@@ -233,29 +233,38 @@ func (s *Service) releaseAddress(ctx context.Context, req *ipam.ReleaseAddressRe
 	if err != nil {
 		return plugin.Empty{}, err
 	}
+	release := s.releaseForNode
+	if id.swarm() {
+		release = s.releaseForSwarm
+		s.terms.free(id.Subnet, a)
+	}
 	err = again(func() error {
 		l, kv, err := get[store.Lease](ctx, s.cfg.Store, store.LeaseKey(id.Subnet, a))
 		if errors.Is(err, store.ErrNotFound) {
 			return nil
 		}
-		if err != nil {
+		if err != nil || l.Kind != store.LeaseEndpoint {
 			return err
 		}
-		if l.Kind != store.LeaseEndpoint {
-			return nil
-		}
-		if id.swarm() {
-			return s.releaseForSwarm(ctx, id, l, kv)
-		}
-		if l.Node != s.cfg.Node || l.Endpoint != "" {
-			s.log.Warn("address not released: somebody has it", "address", a, "node", l.Node, "endpoint", l.Endpoint)
-			return nil
-		}
-		_, err = s.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, vacate(l, kv))
-		return err
+		return release(ctx, l, kv)
 	})
 	if err != nil {
 		return plugin.Empty{}, fmt.Errorf("release address %s: %w", a, err)
 	}
 	return plugin.Empty{}, nil
+}
+
+// releaseForNode frees an address of this node that no endpoint has. One that an endpoint still has is freed later, by
+// the janitor: its DeleteEndpoint was lost, and until the endpoint is withdrawn everywhere another container must not get
+// it. One that this node does not have (any more) was freed before.
+func (s *Service) releaseForNode(ctx context.Context, l store.Lease, kv store.KV) error {
+	if l.Node != s.cfg.Node {
+		return nil
+	}
+	if l.Endpoint != "" {
+		s.log.Warn("address not released: an endpoint has it", "address", l.Address, "endpoint", l.Endpoint)
+		return nil
+	}
+	_, err := s.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, vacate(l, kv))
+	return err
 }

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -44,13 +45,36 @@ func (s *Service) write(ctx context.Context, r request, a netip.Addr) (holding, 
 	l := s.lease(a, store.LeaseEndpoint, r)
 	kv := store.KV{Key: store.LeaseKey(r.Subnet, a), Value: store.Encode(l)}
 	conds := []store.Cond{store.Exists(store.PoolKey(r.Subnet)), store.Absent(kv.Key)}
-	revision, err := s.cfg.Store.Commit(ctx, conds,
-		store.Put(kv.Key, kv.Value), store.Put(store.CursorKey(r.Subnet), []byte(a.String())))
+	try := once
+	if r.swarm() {
+		try = store.Insist
+	}
+	err := try(ctx, func() error {
+		revision, err := s.cfg.Store.Commit(ctx, conds,
+			store.Put(kv.Key, kv.Value), store.Put(store.CursorKey(r.Subnet), []byte(a.String())))
+		kv.Created, kv.Modified = revision, revision
+		return err
+	})
+	if errors.Is(err, store.ErrConflict) && r.swarm() {
+		return s.recognise(ctx, l, kv, err)
+	}
 	if err != nil {
 		return holding{}, err
 	}
-	kv.Created, kv.Modified = revision, revision
 	return holding{l, kv}, nil
+}
+
+// recognise returns the lease that conflicts with l if it is l itself: an earlier attempt to write it succeeded, and only
+// the answer was lost. Nobody would ever free another one: what the swarm has is not the janitor's.
+func (s *Service) recognise(ctx context.Context, l store.Lease, kv store.KV, conflict error) (holding, error) {
+	have, err := s.cfg.Store.Get(ctx, kv.Key)
+	switch {
+	case err == nil && bytes.Equal(have.Value, kv.Value):
+		return holding{l, have}, nil
+	case err != nil && !errors.Is(err, store.ErrNotFound):
+		return holding{}, err
+	}
+	return holding{}, conflict
 }
 
 // allocateLast allocates from what the store itself says, since the view knows of no free address and may be behind.

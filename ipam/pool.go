@@ -331,7 +331,9 @@ func (s *Service) releasePool(ctx context.Context, req *ipam.ReleasePoolRequest)
 	if err := again(func() error { return s.dropClaim(ctx, id.Subnet, id.Space) }); err != nil {
 		return plugin.Empty{}, fmt.Errorf("release pool %s: %w", id.Subnet, err)
 	}
-	if !id.swarm() { // a manager may have tasks of its own there
+	if id.swarm() {
+		s.terms.end(id.Subnet) // the view stays: a manager may have tasks of its own there
+	} else {
 		s.unfollow(id.Subnet)
 	}
 	return plugin.Empty{}, nil

@@ -52,7 +52,7 @@ type Service struct {
 	cfg Config
 	log *slog.Logger
 
-	terms terms
+	terms *terms
 
 	mu    sync.Mutex
 	views map[netip.Prefix]*view
@@ -70,7 +70,7 @@ func New(cfg Config) *Service {
 	if len(cfg.Predefined) == 0 {
 		cfg.Predefined = DefaultPredefined()
 	}
-	return &Service{cfg: cfg, log: cfg.Log, views: make(map[netip.Prefix]*view), terms: terms{asked: make(map[netip.Prefix]map[netip.Addr]bool)}}
+	return &Service{cfg: cfg, log: cfg.Log, views: make(map[netip.Prefix]*view), terms: newTerms()}
 }
 
 // Methods are the calls that the service answers, besides plugin.Constants.
@@ -83,12 +83,20 @@ func (s *Service) Methods() []plugin.Method {
 	}
 }
 
-// timed makes a method of a call that needs the store: it bounds its time and says what to do when the store is away.
+// timed makes a method of a call that needs the store: it bounds its time and says what to do when the store is away. A
+// swarm's leader is kept waiting for it.
 func timed[Req, Resp any](name string, f func(context.Context, *Req) (Resp, error)) plugin.Method {
-	return plugin.Call(name, func(ctx context.Context, req *Req) (Resp, error) {
-		ctx, cancel := context.WithTimeout(ctx, limit(req))
+	return plugin.Call(name, func(ctx context.Context, req *Req) (resp Resp, err error) {
+		limit, try := callTimeout, once
+		if fromSwarm(req) {
+			limit, try = swarmTimeout, store.Insist
+		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
-		resp, err := f(ctx, req)
+		err = try(ctx, func() error {
+			resp, err = f(ctx, req)
+			return err
+		})
 		if errors.Is(err, store.ErrUnavailable) {
 			err = fmt.Errorf("%w; existing traffic goes on, try again when the store is back", err)
 		}
@@ -96,19 +104,24 @@ func timed[Req, Resp any](name string, f func(context.Context, *Req) (Resp, erro
 	})
 }
 
-// limit returns how long a request may take.
-func limit(req any) time.Duration {
-	var space string
+// once is store.Insist without patience: a user waits.
+func once(_ context.Context, f func() error) error { return f() }
+
+// fromSwarm says whether a request is that of a swarm's leader.
+func fromSwarm(req any) bool {
+	var pool string
 	switch r := req.(type) {
 	case *ipam.RequestPoolRequest:
-		space = r.AddressSpace
+		return r.AddressSpace == GlobalSpace
+	case *ipam.ReleasePoolRequest:
+		pool = r.PoolID
 	case *ipam.RequestAddressRequest:
-		space, _, _ = strings.Cut(r.PoolID, "/")
+		pool = r.PoolID
+	case *ipam.ReleaseAddressRequest:
+		pool = r.PoolID
 	}
-	if space == GlobalSpace {
-		return swarmTimeout
-	}
-	return callTimeout
+	space, _, _ := strings.Cut(pool, "/")
+	return space == GlobalSpace
 }
 
 // Run follows the pools in use until ctx ends, and returns when all its goroutines have. The error is ctx's.
