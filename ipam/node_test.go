@@ -25,6 +25,7 @@ type node struct {
 	t      testing.TB
 	name   string
 	mem    *store.Memory
+	reach  func(store.Store) store.Store // how the daemon reaches it; nil: well
 	s      *Service
 	server *plugin.Server
 	routes []netip.Prefix
@@ -42,8 +43,12 @@ func newNode(t testing.TB, mem *store.Memory, name string) *node {
 // start starts a daemon that knows nothing but the store.
 func (n *node) start() {
 	log := slog.New(slog.DiscardHandler)
+	var truth store.Store = n.mem
+	if n.reach != nil {
+		truth = n.reach(truth)
+	}
 	n.s = New(Config{
-		Store: n.mem, Node: n.name, Log: log,
+		Store: truth, Node: n.name, Log: log,
 		Routes: func() ([]netip.Prefix, error) { return n.routes, nil },
 		Now:    func() time.Time { return time.Now().Add(n.clock) },
 	})
