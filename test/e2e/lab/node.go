@@ -112,23 +112,30 @@ func (n *Node) halt() error {
 	return nil
 }
 
-// Reboot cuts the node's power and boots it again with the same address. All that a real host would lose is lost:
-// processes, /run, network devices and namespaces; dockerd's and the daemon's data directories stay. Neither is
-// started again.
-func (n *Node) Reboot(ctx context.Context) error {
-	if err := n.halt(); err != nil {
-		return err
-	}
+// PowerOff cuts the node's power. All that a real host would lose is lost: processes, /run, network devices and
+// namespaces; dockerd's and the daemon's data directories stay.
+func (n *Node) PowerOff() error { return n.halt() }
+
+// PowerOn boots a node again whose power was cut, with the same address. Neither dockerd nor the daemon is started again.
+func (n *Node) PowerOn(ctx context.Context) error {
 	if err := n.lab.unplug(n); err != nil {
-		return fmt.Errorf("reboot node %s: remove its old port: %w", n.Name, err)
+		return fmt.Errorf("boot node %s again: remove its old port: %w", n.Name, err)
 	}
 	if err := n.boot(ctx); err != nil {
 		return err
 	}
 	if err := n.lab.record(); err != nil {
-		return fmt.Errorf("reboot node %s: %w", n.Name, err)
+		return fmt.Errorf("boot node %s again: %w", n.Name, err)
 	}
 	return n.lab.plug(n)
+}
+
+// Reboot is PowerOff and PowerOn.
+func (n *Node) Reboot(ctx context.Context) error {
+	if err := n.PowerOff(); err != nil {
+		return err
+	}
+	return n.PowerOn(ctx)
 }
 
 // Command prepares a command in the node's namespaces, beside its systemd if it has one; as with exec.CommandContext,
