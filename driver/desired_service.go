@@ -22,22 +22,9 @@ func balanced(me site, services map[string]store.Service, endpoints map[string]s
 			continue
 		}
 		if holders == nil { // most networks have no services, and some have 10,000 endpoints
-			holders = byAddress(endpoints)
+			holders = store.ByAddress(endpoints)
 		}
 		out = append(out, dataplane.Service{ID: s.ID, VIPs: s.VIPs, Backends: backends(me, s, holders)})
-	}
-	return out
-}
-
-// byAddress returns the endpoint that has each address; of two, the one whose id is lower, on all nodes.
-func byAddress(endpoints map[string]store.Endpoint) map[netip.Addr]store.Endpoint {
-	out := make(map[netip.Addr]store.Endpoint, len(endpoints))
-	for _, e := range endpoints {
-		for _, a := range e.Addrs() {
-			if old, taken := out[a]; !taken || e.ID < old.ID {
-				out[a] = e
-			}
-		}
 	}
 	return out
 }

@@ -13,12 +13,14 @@ const (
 	NodePrefix      = "nodes/"       // nodes/NODE → Node
 	AlivePrefix     = "alive/"       // alive/NODE → Node.ID, gone aliveTTL after the daemon was last heard of
 	StatusPrefix    = "status/"      // status/NODE → Status
+	EnginePrefix    = "engines/"     // engines/NODE → Engine
 	NetworkPrefix   = "networks/"    // networks/NETWORK → Network
 	VNIPrefix       = "vnis/"        // vnis/VNI → name of the network that has it
 	PoolPrefix      = "pools/"       // pools/SUBNET → Pool
 	CursorPrefix    = "cursors/"     // cursors/SUBNET → address that was allocated last
 	LeasePrefix     = "leases/"      // leases/SUBNET/ADDRESS → Lease
 	EndpointPrefix  = "endpoints/"   // endpoints/NETWORK/ENDPOINT → Endpoint
+	NamePrefix      = "names/"       // names/NETWORK/ENDPOINT → Name
 	MACPrefix       = "macs/"        // macs/NETWORK/MAC → id of the endpoint that has it
 	ServicePrefix   = "services/"    // services/NETWORK/SERVICE → Service
 	VolumePrefix    = "volumes/"     // volumes/VOLUME → Volume
@@ -32,6 +34,7 @@ const (
 func NodeKey(node string) string       { return NodePrefix + node }
 func AliveKey(node string) string      { return AlivePrefix + node }
 func StatusKey(node string) string     { return StatusPrefix + node }
+func EngineKey(node string) string     { return EnginePrefix + node }
 func NetworkKey(network string) string { return NetworkPrefix + network }
 
 func VNIKey(v vxlan.VNI) string { return VNIPrefix + strconv.FormatUint(uint64(v), 10) }
@@ -48,6 +51,11 @@ func LeaseKey(subnet netip.Prefix, a netip.Addr) string { return PoolLeases(subn
 func NetworkEndpoints(network string) string { return EndpointPrefix + network + "/" }
 
 func EndpointKey(network, endpoint string) string { return NetworkEndpoints(network) + endpoint }
+
+// NetworkNames is the prefix of the names of all endpoints of one network.
+func NetworkNames(network string) string { return NamePrefix + network + "/" }
+
+func NameKey(network, endpoint string) string { return NetworkNames(network) + endpoint }
 
 // NetworkMACs is the prefix of all MAC claims of one network.
 func NetworkMACs(network string) string { return MACPrefix + network + "/" }

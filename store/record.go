@@ -59,6 +59,8 @@ type Network struct {
 	// Swarm is Docker's id of the swarm network that this one was allocated for, empty if it is none. Such a network stays
 	// when no node has a task in it: it goes when the swarm frees it and its last member has left.
 	Swarm string `json:"swarm,omitempty"`
+	// SwarmName is the name that Docker has for the swarm network, once a node has found out.
+	SwarmName string `json:"swarmName,omitempty"`
 	// SwarmCluster is Docker's id of the swarm that has it, once a manager has found out: only that swarm's managers can
 	// tell that the network is gone.
 	SwarmCluster string `json:"swarmCluster,omitempty"`
@@ -75,8 +77,10 @@ const ModeOverlay = "overlay"
 type Member struct {
 	Node string `json:"node"`
 	// DockerID is libnetwork's NetworkID: it differs per host on plain engines.
-	DockerID string    `json:"dockerID"`
-	Since    time.Time `json:"since"`
+	DockerID string `json:"dockerID"`
+	// Name is what users of that node call it, once the node has found out; a swarm network's is Network.SwarmName.
+	Name  string    `json:"name,omitempty"`
+	Since time.Time `json:"since"`
 }
 
 // Pool is one subnet that addresses are leased from, cluster-wide.
@@ -191,7 +195,7 @@ type Backend struct {
 
 // Record is one of the types that the store holds.
 type Record interface {
-	Node | Status | Network | Pool | Lease | Endpoint | Service | Volume | VolumeUses
+	Node | Status | Network | Pool | Lease | Endpoint | Name | Service | Engine | Volume | VolumeUses
 }
 
 // envelope gives every record its version.
@@ -269,8 +273,12 @@ func check(r any) error {
 		return checkAddr("lease", r.Address)
 	case Endpoint:
 		return r.check()
+	case Name:
+		return r.check()
 	case Service:
 		return r.check()
+	case Engine:
+		return CheckName("node", r.Node)
 	case Volume:
 		return CheckVolumeName(r.Name)
 	case VolumeUses:

@@ -1,0 +1,39 @@
+package store
+
+import "net/netip"
+
+// The states of a backend.
+const (
+	BackendReady    = "ready"       // new flows go to it
+	BackendDraining = "draining"    // only open connections do
+	BackendAbsent   = "no endpoint" // the swarm says it runs, and no endpoint has its address: nothing goes to it
+)
+
+// State returns the backend's state and the endpoint that has its address, if one has; holders are the network's
+// endpoints by address.
+func (b Backend) State(holders map[netip.Addr]Endpoint) (string, Endpoint) {
+	for _, a := range b.Addresses {
+		e, alive := holders[a]
+		switch {
+		case !alive:
+		case b.Draining:
+			return BackendDraining, e
+		default:
+			return BackendReady, e
+		}
+	}
+	return BackendAbsent, Endpoint{}
+}
+
+// ByAddress returns the endpoint that has each address; of two, the one whose id is lower, on all nodes.
+func ByAddress(endpoints map[string]Endpoint) map[netip.Addr]Endpoint {
+	out := make(map[netip.Addr]Endpoint, len(endpoints))
+	for _, e := range endpoints {
+		for _, a := range e.Addrs() {
+			if old, taken := out[a]; !taken || e.ID < old.ID {
+				out[a] = e
+			}
+		}
+	}
+	return out
+}
