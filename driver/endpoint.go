@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/docker/go-plugins-helpers/network"
 
@@ -94,35 +96,51 @@ func checkEndpointOptions(options map[string]any) error {
 // publish writes the endpoint, its claim on the MAC and its name into its leases, in one transaction. The same endpoint
 // asked again is granted.
 func (d *Driver) publish(ctx context.Context, nw store.Network, e store.Endpoint) (int64, error) {
-	key := store.EndpointKey(nw.Name, e.ID)
-	for range retries {
-		conds := []store.Cond{store.Exists(store.NetworkKey(nw.Name)), store.Absent(key), store.Absent(store.MACKey(nw.Name, e.MAC))}
-		ops := []store.Op{store.Put(key, store.Encode(e)), store.Put(store.MACKey(nw.Name, e.MAC), []byte(e.ID))}
-		conds, ops, err := d.attachLeases(ctx, nw, e, conds, ops)
-		if err != nil {
-			return 0, err
+	key, mac := store.EndpointKey(nw.Name, e.ID), store.MACKey(nw.Name, e.MAC)
+	var existing int64
+	lost := false
+	revision, err := d.commit(ctx, func() (t txn, err error) {
+		if lost { // only then it is worth a question why
+			if existing, err = d.published(ctx, nw, e); existing > 0 || err != nil {
+				return t, err
+			}
 		}
-		revision, err := d.cfg.Store.Commit(ctx, conds, ops...)
-		if !errors.Is(err, store.ErrConflict) {
-			return revision, err
+		lost = true
+		t.require(store.Exists(store.NetworkKey(nw.Name)), store.Absent(key), store.Absent(mac))
+		t.write(store.Put(key, store.Encode(e)), store.Put(mac, []byte(e.ID)))
+		for _, a := range e.Addrs() {
+			if err := d.attach(ctx, nw, e, a, &t); err != nil {
+				return t, err
+			}
 		}
-		kv, err := d.cfg.Store.Get(ctx, key)
-		if err == nil {
-			return kv.Modified, sameEndpoint(kv, e)
-		}
-		if err := d.explain(ctx, nw, e); err != nil {
-			return 0, err
-		}
+		return t, d.evict(ctx, nw, e)
+	})
+	return max(revision, existing), err
+}
+
+// published finds out why publish lost: the endpoint exists, in that revision, or there is an obstacle that trying again
+// cannot cure. Revision 0 means that it may be tried again.
+func (d *Driver) published(ctx context.Context, nw store.Network, e store.Endpoint) (int64, error) {
+	have, kv, found, err := read[store.Endpoint](ctx, d.cfg.Store, store.EndpointKey(nw.Name, e.ID))
+	if err != nil {
+		return 0, err
 	}
-	return 0, fmt.Errorf("%w %d times; try again", store.ErrConflict, retries)
+	if found {
+		return kv.Modified, sameEndpoint(have, e)
+	}
+	claim, err := d.cfg.Store.Get(ctx, store.MACKey(nw.Name, e.MAC))
+	if err == nil && string(claim.Value) != e.ID {
+		return 0, fmt.Errorf("MAC address %s is that of endpoint %s in network %s; choose another --mac-address",
+			e.MAC, claim.Value, nw.Name)
+	}
+	if _, err := d.cfg.Store.Get(ctx, store.NetworkKey(nw.Name)); errors.Is(err, store.ErrNotFound) {
+		return 0, fmt.Errorf("network %s has been removed meanwhile", nw.Name)
+	}
+	return 0, nil
 }
 
 // sameEndpoint says whether an endpoint that exists is the one asked for.
-func sameEndpoint(kv store.KV, asked store.Endpoint) error {
-	have, err := store.Decode[store.Endpoint](kv)
-	if err != nil {
-		return err
-	}
+func sameEndpoint(have, asked store.Endpoint) error {
 	if have.MAC != asked.MAC || have.IPv4 != asked.IPv4 || have.IPv6 != asked.IPv6 || have.Node != asked.Node {
 		return fmt.Errorf("it exists already with address %v and MAC %s on node %s, asked for %v and %s",
 			have.Addrs(), have.MAC, have.Node, asked.Addrs(), asked.MAC)
@@ -130,66 +148,87 @@ func sameEndpoint(kv store.KV, asked store.Endpoint) error {
 	return nil
 }
 
-// attachLeases adds to a transaction that the endpoint holds its addresses. A lease that is missing is made: the address
-// was granted by an earlier RequestAddress whose lease has been reclaimed.
-func (d *Driver) attachLeases(ctx context.Context, nw store.Network, e store.Endpoint, conds []store.Cond, ops []store.Op) (
-	[]store.Cond, []store.Op, error,
-) {
-	for _, a := range e.Addrs() {
-		subnet, _ := subnetOf(nw, a)
-		lease := store.Lease{Address: a, Kind: store.LeaseEndpoint, Node: d.site.node, MAC: e.MAC, Created: d.cfg.Now()}
-		kv, err := d.cfg.Store.Get(ctx, store.LeaseKey(subnet, a))
-		switch {
-		case errors.Is(err, store.ErrNotFound):
-			conds = append(conds, store.Absent(store.LeaseKey(subnet, a)))
-		case err != nil:
-			return nil, nil, err
-		default:
-			if lease, err = store.Decode[store.Lease](kv); err != nil {
-				return nil, nil, err
-			}
-			if lease.Node == "" && lease.Swarm {
-				lease.Node, lease.MAC = d.site.node, e.MAC
-			}
-			if lease.Endpoint != "" && lease.Endpoint != e.ID && lease.Node == d.site.node {
-				if conds, ops, err = d.evict(ctx, nw, &lease, conds, ops); err != nil {
-					return nil, nil, err
-				}
-			}
-			if lease.Kind != store.LeaseEndpoint || lease.Node != d.site.node || (lease.Endpoint != "" && lease.Endpoint != e.ID) {
-				return nil, nil, fmt.Errorf("address %s is held by %s since %s; choose another or remove its holder",
-					a, holder(lease), lease.Created.Format("2006-01-02 15:04:05"))
-			}
-			conds = append(conds, store.Unchanged(kv))
-		}
-		lease.Endpoint = e.ID
-		ops = append(ops, store.Put(store.LeaseKey(subnet, a), store.Encode(lease)))
+// attach adds to a transaction that the endpoint has one of its addresses. A lease that is missing is made: it has been
+// reclaimed since RequestAddress, or another IPAM driver gave the address.
+func (d *Driver) attach(ctx context.Context, nw store.Network, e store.Endpoint, a netip.Addr, t *txn) error {
+	subnet, _ := subnetOf(nw, a)
+	key := store.LeaseKey(subnet, a)
+	l, kv, found, err := read[store.Lease](ctx, d.cfg.Store, key)
+	if err != nil {
+		return err
 	}
-	return conds, ops, nil
+	if !found {
+		l = store.Lease{Address: a, Kind: store.LeaseEndpoint, Created: d.cfg.Now()}
+		t.require(store.Absent(key))
+	} else {
+		t.require(store.Unchanged(kv))
+	}
+	free, err := d.available(ctx, nw, l, e.ID)
+	if err != nil {
+		return err
+	}
+	if !free {
+		return fmt.Errorf("address %s is held by %s since %s; choose another or remove its holder",
+			a, holder(l), l.Created.Format(time.DateTime))
+	}
+	l.Node, l.Endpoint, l.MAC = d.site.node, e.ID, e.MAC
+	t.write(store.Put(key, store.Encode(l)))
+	return nil
 }
 
-// evict removes the record of a lease's endpoint if that is another node's: IPAM took the address over for this node,
-// since the other is lost and the swarm runs the task here now.
-func (d *Driver) evict(ctx context.Context, nw store.Network, lease *store.Lease, conds []store.Cond, ops []store.Op) (
-	[]store.Cond, []store.Op, error,
-) {
-	kv, err := d.cfg.Store.Get(ctx, store.EndpointKey(nw.Name, lease.Endpoint))
+// available says whether an endpoint of this node may have a leased address: IPAM gave it to this node, no node has it,
+// or it comes from another IPAM driver, which would not have given it again if its former node were not lost.
+func (d *Driver) available(ctx context.Context, nw store.Network, l store.Lease, endpoint string) (bool, error) {
+	switch {
+	case l.Kind != store.LeaseEndpoint:
+		return false, nil
+	case l.Node == "", l.Node == d.site.node && (l.Endpoint == "" || l.Endpoint == endpoint):
+		return true, nil
+	case l.Node == d.site.node: // unless that endpoint is gone
+		_, _, found, err := read[store.Endpoint](ctx, d.cfg.Store, store.EndpointKey(nw.Name, l.Endpoint))
+		return !found, err
+	case !nw.ForeignIPAM:
+		return false, nil
+	}
+	_, err := d.cfg.Store.Get(ctx, store.AliveKey(l.Node))
 	if errors.Is(err, store.ErrNotFound) {
-		lease.Endpoint = ""
-		return conds, ops, nil
+		return true, nil
 	}
-	if err != nil {
-		return nil, nil, err
+	return false, err
+}
+
+// evict removes endpoints of other nodes that have the address of a new one here, whose lease says that it is this
+// node's: they are left from a node that was lost, whose task the swarm runs elsewhere now.
+func (d *Driver) evict(ctx context.Context, nw store.Network, e store.Endpoint) error {
+	if nw.Swarm == "" {
+		return nil
 	}
-	old, err := store.Decode[store.Endpoint](kv)
-	if err != nil || old.Node == d.site.node {
-		return conds, ops, err
+	var stale []store.Endpoint
+	d.cfg.Mirror.Read(func(r *store.Records) {
+		for _, other := range r.Endpoints[nw.Name] {
+			if other.Node != d.site.node && shareAddress(other, e) {
+				stale = append(stale, other)
+			}
+		}
+	})
+	for _, old := range stale {
+		_, kv, found, err := read[store.Endpoint](ctx, d.cfg.Store, store.EndpointKey(nw.Name, old.ID))
+		if err == nil && found {
+			d.log.Info("removing the endpoint of a lost node, whose address is used here now",
+				"network", nw.Name, "endpoint", old.ID, "peer", old.Node)
+			_, err = d.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)},
+				store.Delete(kv.Key), store.Delete(store.MACKey(nw.Name, old.MAC)))
+		}
+		if err != nil {
+			return err
+		}
 	}
-	d.log.Info("removing the endpoint of a lost node whose address is used here now",
-		"network", nw.Name, "endpoint", old.ID, "peer", old.Node)
-	lease.Endpoint = ""
-	return append(conds, store.Unchanged(kv)),
-		append(ops, store.Delete(kv.Key), store.Delete(store.MACKey(nw.Name, old.MAC))), nil
+	return nil
+}
+
+// shareAddress says whether two endpoints have an address in common. It is asked of thousands.
+func shareAddress(a, b store.Endpoint) bool {
+	return a.IPv4.IsValid() && a.IPv4.Addr() == b.IPv4.Addr() || a.IPv6.IsValid() && a.IPv6.Addr() == b.IPv6.Addr()
 }
 
 // holder names who has a lease.
@@ -201,18 +240,6 @@ func holder(l store.Lease) string {
 		return fmt.Sprintf("%s on node %s", l.Kind, l.Node)
 	}
 	return fmt.Sprintf("%s %s on node %s", l.Kind, l.Endpoint, l.Node)
-}
-
-// explain finds out why publish lost: a conflict that trying again cannot cure is returned as an error.
-func (d *Driver) explain(ctx context.Context, nw store.Network, e store.Endpoint) error {
-	kv, err := d.cfg.Store.Get(ctx, store.MACKey(nw.Name, e.MAC))
-	if err == nil && string(kv.Value) != e.ID {
-		return fmt.Errorf("MAC address %s is that of endpoint %s in network %s; choose another --mac-address", e.MAC, kv.Value, nw.Name)
-	}
-	if _, err := d.cfg.Store.Get(ctx, store.NetworkKey(nw.Name)); errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("network %s has been removed meanwhile", nw.Name)
-	}
-	return nil
 }
 
 // endpointOperInfo: a 404 here would fail the container's start, so the answer is always empty and never an error.
@@ -254,67 +281,56 @@ const (
 // withdraw removes an endpoint's record and MAC claim, and its leases if release is set.
 func (d *Driver) withdraw(ctx context.Context, nw store.Network, id string, release bool) error {
 	key := store.EndpointKey(nw.Name, id)
-	for range retries {
-		kv, err := d.cfg.Store.Get(ctx, key)
-		if errors.Is(err, store.ErrNotFound) {
-			return d.sync(ctx, nw.Name)
-		}
-		if err != nil {
-			return err
-		}
-		e, err := store.Decode[store.Endpoint](kv)
-		if err != nil {
-			return err
+	revision, err := d.commit(ctx, func() (t txn, err error) {
+		e, kv, found, err := read[store.Endpoint](ctx, d.cfg.Store, key)
+		if err != nil || !found {
+			return t, err
 		}
 		if e.Node != d.site.node {
-			return fmt.Errorf("it is an endpoint of node %s", e.Node)
+			return t, fmt.Errorf("it is an endpoint of node %s", e.Node)
 		}
-		conds := []store.Cond{store.Unchanged(kv)}
-		ops := []store.Op{store.Delete(key), store.Delete(store.MACKey(nw.Name, e.MAC))}
-		if conds, ops, err = d.detachLeases(ctx, nw, e, release, conds, ops); err != nil {
-			return err
+		t.require(store.Unchanged(kv))
+		t.write(store.Delete(key), store.Delete(store.MACKey(nw.Name, e.MAC)))
+		for _, a := range e.Addrs() {
+			if err := d.detach(ctx, nw, e, a, release, &t); err != nil {
+				return t, err
+			}
 		}
-		revision, err := d.cfg.Store.Commit(ctx, conds, ops...)
-		if errors.Is(err, store.ErrConflict) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		return d.await(ctx, nw.Name, key, revision)
+		return t, nil
+	})
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("%w %d times; the janitor tries again", store.ErrConflict, retries)
+	if revision == 0 { // it was gone
+		return d.sync(ctx, nw.Name)
+	}
+	return d.await(ctx, nw.Name, key, revision)
 }
 
-// detachLeases adds to a transaction that the endpoint's leases have no endpoint any more, or go.
-func (d *Driver) detachLeases(
-	ctx context.Context, nw store.Network, e store.Endpoint, release bool, conds []store.Cond, ops []store.Op,
-) ([]store.Cond, []store.Op, error) {
-	for _, a := range e.Addrs() {
-		subnet, _ := subnetOf(nw, a)
-		kv, err := d.cfg.Store.Get(ctx, store.LeaseKey(subnet, a))
-		if errors.Is(err, store.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		l, err := store.Decode[store.Lease](kv)
-		if err != nil || l.Endpoint != e.ID {
-			continue
-		}
-		kept := !release && !nw.ForeignIPAM // whose addresses nobody releases here
-		if kept {
-			l.Endpoint, l.Created = "", d.cfg.Now()
-		} else {
-			l, kept = l.Vacate()
-		}
-		conds = append(conds, store.Unchanged(kv))
-		if kept {
-			ops = append(ops, store.Put(kv.Key, store.Encode(l)))
-		} else {
-			ops = append(ops, store.Delete(kv.Key))
-		}
+// detach adds to a transaction that the lease of one of the endpoint's addresses has no endpoint any more, or goes. The
+// swarm keeps what it has. Of addresses from another IPAM driver no release follows.
+func (d *Driver) detach(
+	ctx context.Context, nw store.Network, e store.Endpoint, a netip.Addr, release bool, t *txn,
+) error {
+	subnet, _ := subnetOf(nw, a)
+	l, kv, found, err := read[store.Lease](ctx, d.cfg.Store, store.LeaseKey(subnet, a))
+	if errors.Is(err, store.ErrRecord) || err == nil && (!found || l.Endpoint != e.ID || l.Node != e.Node) {
+		return nil
 	}
-	return conds, ops, nil
+	if err != nil {
+		return err
+	}
+	kept := true
+	if release || nw.ForeignIPAM {
+		l, kept = l.Vacate()
+	} else {
+		l.Endpoint, l.Created = "", d.cfg.Now()
+	}
+	t.require(store.Unchanged(kv))
+	if kept {
+		t.write(store.Put(kv.Key, store.Encode(l)))
+	} else {
+		t.write(store.Delete(kv.Key))
+	}
+	return nil
 }

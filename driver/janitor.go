@@ -45,9 +45,8 @@ func (s doubt) dead(key string) bool {
 	return s[key] >= 2
 }
 
-// clean runs the janitor until ctx ends. Docker ignores errors of DeleteNetwork, Leave, DeleteEndpoint and
-// ReleaseAddress and never repeats them, so what was lost while the daemon or
-// the store was away is found here.
+// clean runs the janitor until ctx ends. Docker ignores errors of DeleteNetwork, Leave, DeleteEndpoint and ReleaseAddress
+// and never repeats them, so what was lost while the daemon or the store was away is found here.
 func (d *Driver) clean(ctx context.Context) {
 	tick := time.NewTicker(cleanFirst)
 	defer tick.Stop()
@@ -140,14 +139,7 @@ func (d *Driver) cleanMembership(ctx context.Context, nw store.Network, m store.
 // cleanSwarm frees networks that the swarm has removed while FreeNetwork could not be told. Only managers know, and only
 // of their own swarm: a network of which no manager has said yet whose it is stays.
 func (d *Driver) cleanSwarm(ctx context.Context, suspects doubt) error {
-	var allotted []store.Network
-	d.cfg.Mirror.Read(func(r *store.Records) {
-		for _, nw := range r.Networks {
-			if nw.Swarm != "" && d.cfg.Now().Sub(nw.Created) > settle {
-				allotted = append(allotted, nw)
-			}
-		}
-	})
+	allotted := d.allotted()
 	if len(allotted) == 0 {
 		return nil
 	}
@@ -173,17 +165,30 @@ func (d *Driver) cleanSwarm(ctx context.Context, suspects doubt) error {
 	return errors.Join(errs...)
 }
 
+// allotted returns the networks of swarms that are old enough to be doubted.
+func (d *Driver) allotted() (out []store.Network) {
+	d.cfg.Mirror.Read(func(r *store.Records) {
+		for _, nw := range r.Networks {
+			if nw.Swarm != "" && d.cfg.Now().Sub(nw.Created) > settle {
+				out = append(out, nw)
+			}
+		}
+	})
+	return out
+}
+
 // tag notes which swarm has a network.
 func (d *Driver) tag(ctx context.Context, dockerID, swarm string) error {
-	kv, nw, err := d.ofSwarm(ctx, dockerID)
-	if err != nil || nw.Name == "" {
-		return err
-	}
-	nw.SwarmCluster = swarm
-	_, err = d.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, store.Put(kv.Key, store.Encode(nw)))
-	if errors.Is(err, store.ErrConflict) {
-		return nil // the next round tries again
-	}
+	_, err := d.commit(ctx, func() (t txn, err error) {
+		kv, nw, err := d.ofSwarm(ctx, dockerID)
+		if err != nil || nw.Name == "" {
+			return t, err
+		}
+		nw.SwarmCluster = swarm
+		t.require(store.Unchanged(kv))
+		t.write(store.Put(kv.Key, store.Encode(nw)))
+		return t, nil
+	})
 	return err
 }
 

@@ -2,7 +2,6 @@ package driver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -103,23 +102,15 @@ func (d *Driver) recordJoins(ctx context.Context) {
 func (d *Driver) recordJoin(ctx context.Context, j joined) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	for range retries {
-		kv, err := d.cfg.Store.Get(ctx, store.EndpointKey(j.network, j.endpoint))
-		if errors.Is(err, store.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		e, err := store.Decode[store.Endpoint](kv)
-		if err != nil {
-			return err
+	_, err := d.commit(ctx, func() (t txn, err error) {
+		e, kv, found, err := read[store.Endpoint](ctx, d.cfg.Store, store.EndpointKey(j.network, j.endpoint))
+		if err != nil || !found {
+			return t, err
 		}
 		e.Phase = store.PhaseJoined
-		_, err = d.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, store.Put(kv.Key, store.Encode(e)))
-		if !errors.Is(err, store.ErrConflict) {
-			return err
-		}
-	}
-	return fmt.Errorf("%w %d times", store.ErrConflict, retries)
+		t.require(store.Unchanged(kv))
+		t.write(store.Put(kv.Key, store.Encode(e)))
+		return t, nil
+	})
+	return err
 }

@@ -63,136 +63,77 @@ func (d *Driver) undo(ctx context.Context, f func(context.Context) error) error 
 	return nil
 }
 
-// draft is what enter has read before it writes: the pools of the asked subnets and, if there is one, the network.
-type draft struct {
-	name    string
-	pools   []store.KV
-	records []store.Pool
-	// foreign are the subnets that no pool has: an allocation's, whose addresses come from the swarm's own IPAM driver.
-	foreign []netip.Prefix
-	nw      store.KV
-	network store.Network
-}
-
 // enter writes the membership, and the network if it does not exist; it returns the network's name and the revision at
 // which all of that is in the store.
 func (d *Driver) enter(ctx context.Context, dockerID string, s spec) (string, int64, error) {
-	for range retries {
-		dr, err := d.draft(ctx, dockerID, s)
-		if err != nil {
-			return "", 0, err
+	var dr draft
+	var existing int64
+	revision, err := d.commit(ctx, func() (t txn, err error) {
+		if dr, err = d.draft(ctx, dockerID, s); err != nil {
+			return t, err
 		}
-		if dr.nw.Key != "" && d.member(dr.network, dockerID) >= 0 {
-			return dr.name, dr.nw.Modified, s.contradictions(dr.network)
+		if d.member(dr.network, dockerID) >= 0 {
+			existing = dr.nw.Modified
+			return t, s.contradictions(dr.network)
 		}
-		conds, ops, err := d.entry(ctx, dockerID, s, &dr)
-		if err != nil {
-			return "", 0, err
-		}
-		revision, err := d.cfg.Store.Commit(ctx, conds, ops...)
-		if errors.Is(err, store.ErrConflict) {
-			continue
-		}
-		if err != nil {
-			return "", 0, fmt.Errorf("create network %s: %w", dr.name, err)
-		}
-		d.log.Info("joined network", "network", dr.name, "vni", dr.network.VNI, "mtu", dr.network.MTU, "docker", dockerID)
-		return dr.name, revision, nil
-	}
-	return "", 0, fmt.Errorf("create network: %w %d times; try again", store.ErrConflict, retries)
-}
-
-// draft reads what enter decides upon. The network's name is that of --opt network, else the one that has the subnets,
-// else one made of the Docker network's id.
-func (d *Driver) draft(ctx context.Context, dockerID string, s spec) (draft, error) {
-	dr := draft{name: s.name}
-	for _, subnet := range s.subnets {
-		kv, err := d.cfg.Store.Get(ctx, store.PoolKey(subnet))
-		if errors.Is(err, store.ErrNotFound) && s.allocation {
-			dr.foreign = append(dr.foreign, subnet)
-			continue
-		}
-		if errors.Is(err, store.ErrNotFound) {
-			return dr, fmt.Errorf("subnet %s has no address pool in the cluster; create the network with --ipam-driver custom-overlay", subnet)
-		}
-		if err != nil {
-			return dr, err
-		}
-		p, err := store.Decode[store.Pool](kv)
-		if err != nil {
-			return dr, err
-		}
-		if p.Network != "" && dr.name != "" && p.Network != dr.name {
-			return dr, fmt.Errorf("subnet %s belongs to network %s, not to %s; choose another --subnet or --opt network=%s",
-				subnet, p.Network, dr.name, p.Network)
-		}
-		if p.Network != "" {
-			dr.name = p.Network
-		}
-		dr.pools, dr.records = append(dr.pools, kv), append(dr.records, p)
-	}
-	if dr.name == "" {
-		dr.name = "net-" + dockerID[:min(12, len(dockerID))]
-	}
-	kv, err := d.cfg.Store.Get(ctx, store.NetworkKey(dr.name))
-	if errors.Is(err, store.ErrNotFound) {
-		return dr, nil
-	}
+		return d.entry(ctx, dockerID, s, &dr)
+	})
 	if err != nil {
-		return dr, err
+		return "", 0, fmt.Errorf("create network %s: %w", dr.name, err)
 	}
-	dr.nw = kv
-	dr.network, err = store.Decode[store.Network](kv)
-	return dr, err
+	if existing == 0 {
+		d.log.Info("joined network",
+			"network", dr.name, "vni", dr.network.VNI, "mtu", dr.network.MTU, "docker", dockerID)
+	}
+	return dr.name, max(revision, existing), nil
 }
 
 // entry is the transaction that makes dockerID a member of the drafted network.
-func (d *Driver) entry(ctx context.Context, dockerID string, s spec, dr *draft) ([]store.Cond, []store.Op, error) {
+func (d *Driver) entry(ctx context.Context, dockerID string, s spec, dr *draft) (txn, error) {
 	if dr.network.Swarm == dockerID && len(dr.network.Members) == 0 {
 		dr.network.Internal = s.internal // its allocation was not told
 	}
 	if s.foreignIPAM && (dr.network.Swarm != dockerID || !dr.network.ForeignIPAM) {
-		return nil, nil, fmt.Errorf("the subnets %s come from another IPAM driver, which allocates per host; "+
+		return txn{}, fmt.Errorf("the subnets %s come from another IPAM driver, which allocates per host; "+
 			"add --ipam-driver custom-overlay so that no two hosts give out one address", s.subnets)
 	}
-	join := func(nw *store.Network) {
+	return d.change(ctx, s, dr, func(nw *store.Network) {
 		nw.Members = append(slices.Clone(nw.Members),
 			store.Member{Node: d.site.node, DockerID: dockerID, Since: d.cfg.Now()})
-	}
-	return d.change(ctx, s, dr, join)
+	})
 }
 
 // change is the transaction that founds the drafted network or changes it by alter, and ends this node's claims on its
 // pools.
-func (d *Driver) change(ctx context.Context, s spec, dr *draft, alter func(*store.Network)) (
-	[]store.Cond, []store.Op, error,
-) {
-	var conds []store.Cond
-	var ops []store.Op
+func (d *Driver) change(ctx context.Context, s spec, dr *draft, alter func(*store.Network)) (t txn, err error) {
 	if dr.nw.Key == "" {
 		nw, err := d.found(ctx, s, dr.name)
 		if err != nil {
-			return nil, nil, err
+			return t, err
 		}
 		dr.network = nw
-		conds = append(conds, store.Absent(store.NetworkKey(nw.Name)), store.Absent(store.VNIKey(nw.VNI)))
-		ops = append(ops, store.Put(store.VNIKey(nw.VNI), []byte(nw.Name)))
+		t.require(store.Absent(store.NetworkKey(nw.Name)), store.Absent(store.VNIKey(nw.VNI)))
+		t.write(store.Put(store.VNIKey(nw.VNI), []byte(nw.Name)))
 	} else {
 		if err := d.fits(s, dr.network); err != nil {
-			return nil, nil, err
+			return t, err
 		}
-		conds = append(conds, store.Unchanged(dr.nw))
+		t.require(store.Unchanged(dr.nw))
 	}
 	alter(&dr.network)
-	ops = append(ops, store.Put(store.NetworkKey(dr.name), store.Encode(dr.network)))
-	mine := func(c store.Claim) bool { return c.Node == d.site.node && c.Swarm == s.allocation }
+	t.write(store.Put(store.NetworkKey(dr.name), store.Encode(dr.network)))
 	for i, p := range dr.records {
 		p.Network = dr.name
-		p.Claims = slices.DeleteFunc(slices.Clone(p.Claims), mine)
-		conds = append(conds, store.Unchanged(dr.pools[i]))
-		ops = append(ops, store.Put(dr.pools[i].Key, store.Encode(p)))
+		p.Claims = slices.DeleteFunc(slices.Clone(p.Claims), d.claimed(s))
+		t.require(store.Unchanged(dr.pools[i]))
+		t.write(store.Put(dr.pools[i].Key, store.Encode(p)))
 	}
-	return conds, ops, nil
+	return t, nil
+}
+
+// claimed tells the claims on a pool that were made through this node for what s is: a network of its own, or a swarm's.
+func (d *Driver) claimed(s spec) func(store.Claim) bool {
+	return func(c store.Claim) bool { return c.Node == d.site.node && c.Swarm == s.allocation }
 }
 
 // fits says whether this node can be a member of an existing network.
@@ -254,118 +195,98 @@ func (d *Driver) chooseVNI(ctx context.Context, s spec, name string) (vxlan.VNI,
 	return 0, fmt.Errorf("no free VNI found for network %s in %d tries; choose one with --opt vni=N", name, retries)
 }
 
-// quit ends a membership, with this node's endpoints in it, and the whole network if it was the last one. A membership
-// that does not exist is no error: Docker may ask twice.
+// quit ends a membership, with this node's endpoints in it, and the whole network if it was the last one and no swarm has
+// it. A membership that does not exist is no error: Docker may ask twice.
 func (d *Driver) quit(ctx context.Context, dockerID string) error {
-	for range retries {
-		nw, err := d.networkOf(ctx, dockerID)
-		if errors.Is(err, ErrUnknown) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		conds, ops, err := d.exit(ctx, nw.Name, dockerID)
-		if errors.Is(err, store.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("leave network %s: %w", nw.Name, err)
-		}
-		revision, err := d.commitAll(ctx, conds, ops)
-		if errors.Is(err, store.ErrConflict) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("leave network %s: %w", nw.Name, err)
-		}
-		d.log.Info("left network", "network", nw.Name, "docker", dockerID)
-		return d.await(ctx, nw.Name, store.NetworkKey(nw.Name), revision)
+	nw, err := d.networkOf(ctx, dockerID)
+	if errors.Is(err, ErrUnknown) {
+		return nil
 	}
-	return fmt.Errorf("leave network: %w %d times; the janitor tries again", store.ErrConflict, retries)
+	if err == nil {
+		err = d.leftovers(ctx, nw, dockerID)
+	}
+	var revision int64
+	if err == nil {
+		revision, err = d.commit(ctx, func() (txn, error) { return d.exit(ctx, nw.Name, dockerID) })
+	}
+	if err != nil {
+		return fmt.Errorf("leave network %s: %w", nw.Name, err)
+	}
+	if revision == 0 { // it had been left
+		return nil
+	}
+	d.log.Info("left network", "network", nw.Name, "docker", dockerID)
+	return d.await(ctx, nw.Name, store.NetworkKey(nw.Name), revision)
 }
 
-// exit is the transaction that ends a membership. It returns ErrNotFound if the network or the membership is gone.
-func (d *Driver) exit(ctx context.Context, name, dockerID string) ([]store.Cond, []store.Op, error) {
-	kv, err := d.cfg.Store.Get(ctx, store.NetworkKey(name))
+// leftovers withdraws the endpoints that a Docker network of this node still has in the records: Docker refuses to
+// remove a network in use, so these are of containers that ended while nobody could be told.
+func (d *Driver) leftovers(ctx context.Context, nw store.Network, dockerID string) error {
+	kvs, _, err := d.cfg.Store.List(ctx, store.NetworkEndpoints(nw.Name))
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	nw, err := store.Decode[store.Network](kv)
-	if err != nil {
-		return nil, nil, err
+	for _, kv := range kvs {
+		e, err := store.Decode[store.Endpoint](kv)
+		if err != nil || e.Node != d.site.node || e.DockerID != dockerID {
+			continue
+		}
+		if err := d.withdraw(ctx, nw, e.ID, releaseNow); err != nil {
+			return fmt.Errorf("endpoint %s: %w", e.ID, err)
+		}
+	}
+	return nil
+}
+
+// exit is the transaction that ends a membership; it is empty if the network or the membership is gone.
+func (d *Driver) exit(ctx context.Context, name, dockerID string) (txn, error) {
+	nw, kv, found, err := read[store.Network](ctx, d.cfg.Store, store.NetworkKey(name))
+	if err != nil || !found {
+		return txn{}, err
 	}
 	i := d.member(nw, dockerID)
 	if i < 0 {
-		return nil, nil, store.ErrNotFound
-	}
-	conds := []store.Cond{store.Unchanged(kv)}
-	if len(nw.Members) == 1 && nw.Swarm == "" {
-		return d.dissolve(ctx, conds, nw)
+		return txn{}, nil
 	}
 	nw.Members = slices.Delete(nw.Members, i, i+1)
-	ops, err := d.leftovers(ctx, nw, dockerID)
-	return conds, append(ops, store.Put(kv.Key, store.Encode(nw))), err
+	return d.update(ctx, kv, nw)
+}
+
+// update is the transaction that writes a network that has lost a member or its swarm, or removes it if it has neither
+// any more.
+func (d *Driver) update(ctx context.Context, kv store.KV, nw store.Network) (t txn, err error) {
+	t.require(store.Unchanged(kv))
+	if len(nw.Members) > 0 || nw.Swarm != "" {
+		t.write(store.Put(kv.Key, store.Encode(nw)))
+		return t, nil
+	}
+	return t, d.dissolve(ctx, nw, &t)
 }
 
 // dissolve removes a network with all that belongs to it. A pool that another node has just asked for, to create the
 // same network, stays for that node.
-func (d *Driver) dissolve(ctx context.Context, conds []store.Cond, nw store.Network) ([]store.Cond, []store.Op, error) {
-	ops := []store.Op{
+func (d *Driver) dissolve(ctx context.Context, nw store.Network, t *txn) error {
+	t.write(
 		store.Delete(store.NetworkKey(nw.Name)), store.Delete(store.VNIKey(nw.VNI)),
 		store.DeletePrefix(store.NetworkEndpoints(nw.Name)), store.DeletePrefix(store.NetworkMACs(nw.Name)),
-		store.DeletePrefix(store.NetworkServices(nw.Name)),
-	}
+	)
 	for _, subnet := range nw.Subnets {
 		kv, err := d.cfg.Store.Get(ctx, store.PoolKey(subnet))
 		if errors.Is(err, store.ErrNotFound) {
 			continue
 		}
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
-		conds = append(conds, store.Unchanged(kv))
+		t.require(store.Unchanged(kv))
 		if p, err := store.Decode[store.Pool](kv); err == nil && len(p.Claims) > 0 {
 			p.Network = ""
-			ops = append(ops, store.Put(kv.Key, store.Encode(p)))
+			t.write(store.Put(kv.Key, store.Encode(p)))
 			continue
 		}
-		ops = append(ops, store.Delete(kv.Key), store.Delete(store.CursorKey(subnet)), store.DeletePrefix(store.PoolLeases(subnet)))
+		t.write(store.Delete(kv.Key), store.Delete(store.CursorKey(subnet)), store.DeletePrefix(store.PoolLeases(subnet)))
 	}
-	return conds, ops, nil
-}
-
-// leftovers removes the endpoints that a Docker network of this node still has in the records: Docker refuses to remove
-// a network in use, so these are of containers that ended while nobody could be told.
-func (d *Driver) leftovers(ctx context.Context, nw store.Network, dockerID string) ([]store.Op, error) {
-	kvs, _, err := d.cfg.Store.List(ctx, store.NetworkEndpoints(nw.Name))
-	if err != nil {
-		return nil, err
-	}
-	var ops []store.Op
-	for _, kv := range kvs {
-		e, err := store.Decode[store.Endpoint](kv)
-		if err != nil || e.Node != d.site.node || e.DockerID != dockerID {
-			continue
-		}
-		ops = append(ops, store.Delete(kv.Key), store.Delete(store.MACKey(nw.Name, e.MAC)))
-		if _, ops, err = d.detachLeases(ctx, nw, e, releaseNow, nil, ops); err != nil {
-			return nil, err
-		}
-	}
-	return ops, nil
-}
-
-// commitAll commits ops; if they are too many for one transaction the surplus, which only removes what nobody uses, goes
-// first in transactions of its own.
-func (d *Driver) commitAll(ctx context.Context, conds []store.Cond, ops []store.Op) (int64, error) {
-	for len(ops) > store.MaxOps {
-		if _, err := d.cfg.Store.Commit(ctx, conds, ops[:store.MaxOps-1]...); err != nil {
-			return 0, err
-		}
-		ops = ops[store.MaxOps-1:]
-	}
-	return d.cfg.Store.Commit(ctx, conds, ops...)
+	return nil
 }
 
 // subnetOf returns the subnet of a network that has an address.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -23,23 +25,33 @@ const swarmTimeout = 22 * time.Second
 func (d *Driver) allocateNetwork(ctx context.Context, req *network.AllocateNetworkRequest) (
 	*network.AllocateNetworkResponse, error,
 ) {
-	if err := store.CheckID("network", req.NetworkID); err != nil {
+	nw, err := d.allocate(ctx, req)
+	if err != nil {
+		// Docker tells nobody why tasks of the network stay "new".
+		d.log.Error("network of the swarm refused", "docker", req.NetworkID, "error", err)
 		return nil, err
 	}
-	s, err := parseAllocation(req)
-	if err == nil {
-		var cancel context.CancelFunc
-		if ctx, cancel, err = d.beginWithin(ctx, swarmTimeout); err == nil {
-			defer cancel()
-			var nw store.Network
-			if nw, err = d.allot(ctx, req.NetworkID, s); err == nil {
-				return &network.AllocateNetworkResponse{Options: settled(req.Options, nw)}, nil
-			}
-		}
+	return &network.AllocateNetworkResponse{Options: settled(req.Options, nw)}, nil
+}
+
+func (d *Driver) allocate(ctx context.Context, req *network.AllocateNetworkRequest) (nw store.Network, err error) {
+	if err := store.CheckID("network", req.NetworkID); err != nil {
+		return nw, err
 	}
-	// Docker tells nobody why tasks of the network stay "new".
-	d.log.Error("network of the swarm refused", "docker", req.NetworkID, "error", err)
-	return nil, err
+	s, err := parseAllocation(req)
+	if err != nil {
+		return nw, err
+	}
+	ctx, cancel, err := d.beginWithin(ctx, swarmTimeout)
+	if err != nil {
+		return nw, err
+	}
+	defer cancel()
+	err = store.Insist(ctx, func() error {
+		nw, err = d.allot(ctx, req.NetworkID, s)
+		return err
+	})
+	return nw, err
 }
 
 // settled returns the options with everything that the user left open.
@@ -57,116 +69,113 @@ func settled(options map[string]string, nw store.Network) map[string]string {
 
 // allot returns the cluster network of a swarm network, which it makes if it does not exist.
 func (d *Driver) allot(ctx context.Context, dockerID string, s spec) (store.Network, error) {
-	for range retries {
-		dr, err := d.draft(ctx, dockerID, s)
-		if err != nil {
-			return store.Network{}, err
+	var dr draft
+	revision, err := d.commit(ctx, func() (t txn, err error) {
+		dr, err = d.draft(ctx, dockerID, s)
+		if err != nil || dr.network.Swarm == dockerID {
+			return t, err
 		}
-		if dr.nw.Key != "" && dr.network.Swarm == dockerID {
-			return dr.network, nil
-		}
-		conds, ops, err := d.allotment(ctx, dockerID, s, &dr)
-		if err != nil {
-			return store.Network{}, err
-		}
-		_, err = d.cfg.Store.Commit(ctx, conds, ops...)
-		if errors.Is(err, store.ErrConflict) {
-			continue
-		}
-		if err != nil {
-			return store.Network{}, fmt.Errorf("allocate network %s: %w", dr.name, err)
-		}
-		d.log.Info("allocated network of the swarm", "network", dr.name, "vni", dr.network.VNI, "docker", dockerID)
-		return dr.network, nil
+		return d.allotment(ctx, dockerID, s, &dr)
+	})
+	if err != nil {
+		return store.Network{}, fmt.Errorf("allocate network %s: %w", dr.name, err)
 	}
-	return store.Network{}, fmt.Errorf("allocate network: %w %d times; try again", store.ErrConflict, retries)
+	if revision > 0 {
+		d.log.Info("allocated network of the swarm", "network", dr.name, "vni", dr.network.VNI, "docker", dockerID)
+	}
+	return dr.network, nil
 }
 
 // allotment is the transaction that gives the drafted network to a swarm.
-func (d *Driver) allotment(ctx context.Context, dockerID string, s spec, dr *draft) ([]store.Cond, []store.Op, error) {
+func (d *Driver) allotment(ctx context.Context, dockerID string, s spec, dr *draft) (txn, error) {
 	if dr.network.Swarm != "" {
-		return nil, nil, fmt.Errorf("network %s is that of another swarm network, %s; choose another --subnet and --opt network=NAME",
-			dr.name, dr.network.Swarm)
+		return txn{}, fmt.Errorf("network %s is that of another swarm network, %s; choose another --subnet and "+
+			"--opt network=NAME", dr.name, dr.network.Swarm)
+	}
+	// A swarm asks our IPAM driver for the pool just before; the request itself does not say whose addresses it has.
+	for _, p := range dr.records {
+		if !slices.ContainsFunc(p.Claims, d.claimed(s)) {
+			return txn{}, overlapError(p.Subnet, p)
+		}
 	}
 	s.internal = dr.network.Internal // the request does not say; each node's CreateNetwork does
-	conds, ops, err := d.change(ctx, s, dr, func(nw *store.Network) {
+	t, err := d.change(ctx, s, dr, func(nw *store.Network) {
 		nw.Swarm, nw.ForeignIPAM = dockerID, len(dr.foreign) > 0
 	})
-	if err != nil || len(dr.foreign) == 0 {
-		return conds, ops, err
+	if err == nil && len(dr.foreign) > 0 {
+		err = d.reserve(ctx, dr, &t)
 	}
-	return d.reserve(ctx, dr, conds, ops)
+	return t, err
 }
 
-// reserve adds to a transaction that the subnets of another IPAM driver become pools, of which nobody else can have a part.
-// The guard makes it fail if a pool is made meanwhile.
-func (d *Driver) reserve(ctx context.Context, dr *draft, conds []store.Cond, ops []store.Op) ([]store.Cond, []store.Op, error) {
-	guard := store.Absent(store.PoolGuard)
-	kv, err := d.cfg.Store.Get(ctx, store.PoolGuard)
-	if err == nil {
-		guard = store.Unchanged(kv)
-	} else if !errors.Is(err, store.ErrNotFound) {
-		return nil, nil, err
+// reserve adds to a transaction that the subnets of another IPAM driver become pools, of which nobody else can have a
+// part. The guard makes it fail if a pool is made meanwhile.
+func (d *Driver) reserve(ctx context.Context, dr *draft, t *txn) error {
+	guard, err := d.cfg.Store.Get(ctx, store.PoolGuard)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		t.require(store.Absent(store.PoolGuard))
+	case err != nil:
+		return err
+	default:
+		t.require(store.Unchanged(guard))
 	}
 	pools, _, err := d.cfg.Store.List(ctx, store.PoolPrefix)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	for _, subnet := range dr.foreign {
 		for _, kv := range pools {
 			if p, err := store.Decode[store.Pool](kv); err == nil && p.Subnet.Overlaps(subnet) {
-				return nil, nil, fmt.Errorf("subnet %s overlaps pool %s of network %s; choose another --subnet, or let "+
-					"netdriver choose: --ipam-driver custom-overlay:latest", subnet, p.Subnet, p.Network)
+				return overlapError(subnet, p)
 			}
 		}
 		p := store.Pool{Subnet: subnet, Network: dr.name, Creator: d.site.node, Created: d.cfg.Now()}
-		conds = append(conds, store.Absent(store.PoolKey(subnet)))
-		ops = append(ops, store.Put(store.PoolKey(subnet), store.Encode(p)))
+		t.require(store.Absent(store.PoolKey(subnet)))
+		t.write(store.Put(store.PoolKey(subnet), store.Encode(p)))
 	}
-	return append(conds, guard), append(ops, store.Put(store.PoolGuard, []byte(dr.foreign[0].String()))), nil
+	t.write(store.Put(store.PoolGuard, []byte(dr.foreign[0].String())))
+	return nil
+}
+
+// overlapError refuses a subnet of another IPAM driver, which knows nothing of the cluster's pools.
+func overlapError(subnet netip.Prefix, p store.Pool) error {
+	return fmt.Errorf("subnet %s, which comes from another IPAM driver, overlaps pool %s of network %s; choose another "+
+		"--subnet, or let netdriver give the addresses: --ipam-driver custom-overlay:latest", subnet, p.Subnet, p.Network)
 }
 
 // freeNetwork ends the swarm's part of a network. It goes at once if no node is a member, else with its last one: a node
 // that is away cleans up when it returns.
 func (d *Driver) freeNetwork(ctx context.Context, req *network.FreeNetworkRequest) (plugin.Empty, error) {
+	if err := store.CheckID("network", req.NetworkID); err != nil {
+		return plugin.Empty{}, err
+	}
 	ctx, cancel, err := d.beginWithin(ctx, swarmTimeout)
 	if err != nil {
 		return plugin.Empty{}, err
 	}
 	defer cancel()
-	if err := store.CheckID("network", req.NetworkID); err != nil {
-		return plugin.Empty{}, err
-	}
-	return plugin.Empty{}, d.free(ctx, req.NetworkID)
+	return plugin.Empty{}, store.Insist(ctx, func() error { return d.free(ctx, req.NetworkID) })
 }
 
 // free ends the swarm's part of the network with that Docker id; if there is none, that has been done.
 func (d *Driver) free(ctx context.Context, dockerID string) error {
-	for range retries {
-		kv, nw, err := d.ofSwarm(ctx, dockerID)
-		if err != nil || nw.Name == "" {
-			return err
+	var nw store.Network
+	revision, err := d.commit(ctx, func() (t txn, err error) {
+		var kv store.KV
+		if kv, nw, err = d.ofSwarm(ctx, dockerID); err != nil || nw.Name == "" {
+			return t, err
 		}
-		conds, ops := []store.Cond{store.Unchanged(kv)}, []store.Op(nil)
-		if len(nw.Members) == 0 {
-			conds, ops, err = d.dissolve(ctx, conds, nw)
-		} else {
-			nw.Swarm, nw.SwarmCluster = "", ""
-			ops = []store.Op{store.Put(kv.Key, store.Encode(nw))}
-		}
-		if err != nil {
-			return fmt.Errorf("free network %s: %w", nw.Name, err)
-		}
-		if _, err = d.commitAll(ctx, conds, ops); errors.Is(err, store.ErrConflict) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("free network %s: %w", nw.Name, err)
-		}
-		d.log.Info("network freed by the swarm", "network", nw.Name, "docker", dockerID, "members", len(nw.Members))
-		return nil
+		nw.Swarm, nw.SwarmCluster = "", ""
+		return d.update(ctx, kv, nw)
+	})
+	if err != nil {
+		return fmt.Errorf("free network %s: %w", nw.Name, err)
 	}
-	return fmt.Errorf("free network: %w %d times; the janitor tries again", store.ErrConflict, retries)
+	if revision > 0 {
+		d.log.Info("network freed by the swarm", "network", nw.Name, "docker", dockerID, "members", len(nw.Members))
+	}
+	return nil
 }
 
 // ofSwarm returns the network that stands for a swarm network, the zero one if there is none.
