@@ -107,7 +107,10 @@ func TestEveryCommandInTheDocumentsWorks(t *testing.T) {
 	}
 	r := &reader{t: t, c: c, hosts: c.Nodes}
 	ran := 0
-	for _, file := range []string{"README.md", "docs/networks.md", "docs/operations.md", "docs/inspect.md", "CONTRIBUTING.md"} {
+	for _, file := range []string{
+		"README.md", "docs/networks.md", "docs/operations.md", "docs/inspect.md", "docs/volumes.md", "docs/volumes-nfs.md",
+		"docs/volumes-efs.md", "docs/volumes-glusterfs.md", "docs/volumes-cephfs.md", "docs/volumes-local.md", "CONTRIBUTING.md",
+	} {
 		lines := commands(t, file)
 		if strings.Contains(strings.Join(lines, "\n"), "docker network create") {
 			r.clean()
