@@ -216,8 +216,7 @@ func (d *Driver) evict(ctx context.Context, nw store.Network, e store.Endpoint) 
 		if err == nil && found {
 			d.log.Info("removing the endpoint of a lost node, whose address is used here now",
 				"network", nw.Name, "endpoint", old.ID, "peer", old.Node)
-			_, err = d.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)},
-				store.Delete(kv.Key), store.Delete(store.MACKey(nw.Name, old.MAC)))
+			_, err = d.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, forget(nw.Name, old)...)
 		}
 		if err != nil {
 			return err
@@ -290,7 +289,7 @@ func (d *Driver) withdraw(ctx context.Context, nw store.Network, id string, rele
 			return t, fmt.Errorf("it is an endpoint of node %s", e.Node)
 		}
 		t.require(store.Unchanged(kv))
-		t.write(store.Delete(key), store.Delete(store.MACKey(nw.Name, e.MAC)))
+		t.write(forget(nw.Name, e)...)
 		for _, a := range e.Addrs() {
 			if err := d.detach(ctx, nw, e, a, release, &t); err != nil {
 				return t, err
@@ -305,6 +304,14 @@ func (d *Driver) withdraw(ctx context.Context, nw store.Network, id string, rele
 		return d.sync(ctx, nw.Name)
 	}
 	return d.await(ctx, nw.Name, key, revision)
+}
+
+// forget removes an endpoint's record, the names published for it and its claim on the MAC.
+func forget(network string, e store.Endpoint) []store.Op {
+	return []store.Op{
+		store.Delete(store.EndpointKey(network, e.ID)), store.Delete(store.NameKey(network, e.ID)),
+		store.Delete(store.MACKey(network, e.MAC)),
+	}
 }
 
 // detach adds to a transaction that the lease of one of the endpoint's addresses has no endpoint any more, or goes. The

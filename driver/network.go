@@ -269,6 +269,7 @@ func (d *Driver) dissolve(ctx context.Context, nw store.Network, t *txn) error {
 	t.write(
 		store.Delete(store.NetworkKey(nw.Name)), store.Delete(store.VNIKey(nw.VNI)),
 		store.DeletePrefix(store.NetworkEndpoints(nw.Name)), store.DeletePrefix(store.NetworkMACs(nw.Name)),
+		store.DeletePrefix(store.NetworkServices(nw.Name)), store.DeletePrefix(store.NetworkNames(nw.Name)),
 	)
 	for _, subnet := range nw.Subnets {
 		kv, err := d.cfg.Store.Get(ctx, store.PoolKey(subnet))
