@@ -159,13 +159,20 @@ func TestEveryMakeTargetInTheDocumentsExists(t *testing.T) {
 	}
 }
 
-func TestTheDemoEndsWell(t *testing.T) {
-	start := time.Now()
-	out, err := exec.CommandContext(t.Context(), "make", "-C", "../..", "--no-print-directory", "demo").CombinedOutput()
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	if err != nil || lines[len(lines)-1] != "demo: ok" {
-		t.Fatalf("%v\n%s", err, out)
+func TestTheDemosEndWell(t *testing.T) {
+	for target, want := range map[string][]string{
+		"demo":       {"netdriver inspect my-net", "HEALTHY", "hello from"},
+		"demo-swarm": {"netdriver install --swarm", "HEALTHY", "hello from", " 0 failed", "docker plugin rm"},
+	} {
+		t.Run(target, func(t *testing.T) {
+			start := time.Now()
+			out, err := exec.CommandContext(t.Context(), "make", "-C", "../..", "--no-print-directory", target).CombinedOutput()
+			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+			if err != nil || lines[len(lines)-1] != "demo: ok" {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			says(t, string(out), want...)
+			t.Log("took", time.Since(start)) // a figure, not a condition: the machine may be busy
+		})
 	}
-	says(t, string(out), "netdriver inspect my-net", "HEALTHY", "hello from")
-	t.Log("took", time.Since(start)) // a figure, not a condition: the machine may be busy
 }
