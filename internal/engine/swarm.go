@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/swarm"
@@ -32,38 +33,39 @@ type Task struct {
 
 // Swarm returns the id of the swarm that the engine is a manager of, or "" if it is none.
 func (e *Engine) Swarm(ctx context.Context) (string, error) {
-	id, _, err := e.manager(ctx)
-	return id, err
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	s, err := e.api.SwarmInspect(ctx)
+	if noManager(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("ask Docker for its swarm: %w", err)
+	}
+	return s.ID, nil
 }
 
-// Leads says whether the engine is the leader of its swarm's managers, and returns the swarm's id.
+// Leads says whether the engine is the leader of its swarm's managers, and returns the swarm's id if so.
 func (e *Engine) Leads(ctx context.Context) (leads bool, swarmID string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	id, node, err := e.manager(ctx)
-	if err != nil || id == "" {
-		return false, "", err
-	}
-	n, _, err := e.api.NodeInspectWithRaw(ctx, node)
-	if err != nil {
+	n, _, err := e.api.NodeInspectWithRaw(ctx, "self")
+	switch {
+	case noManager(err):
+		return false, "", nil
+	case err != nil:
 		return false, "", fmt.Errorf("ask Docker who leads its swarm: %w", err)
+	case n.ManagerStatus == nil || !n.ManagerStatus.Leader:
+		return false, "", nil
 	}
-	return n.ManagerStatus != nil && n.ManagerStatus.Leader, id, nil
+	swarmID, err = e.Swarm(ctx)
+	return swarmID != "", swarmID, err
 }
 
-// manager returns the ids of the swarm that the engine is a manager of, and of its node there; "" if it is none.
-func (e *Engine) manager(ctx context.Context) (swarmID, node string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	info, err := e.api.Info(ctx)
-	if err != nil {
-		return "", "", fmt.Errorf("ask Docker for its swarm: %w", err)
-	}
-	if !info.Swarm.ControlAvailable || info.Swarm.Cluster == nil {
-		return "", "", nil
-	}
-	return info.Swarm.Cluster.ID, info.Swarm.NodeID, nil
-}
+// noManager says whether an error is Docker's answer on a node that is no manager, or whose swarm has no leader now: 503,
+// in both cases (moby daemon/cluster/errors.go). Other than GET /info, the questions that have it as an answer are quick on a
+// busy engine.
+func noManager(err error) bool { return errdefs.IsUnavailable(err) }
 
 // Services returns all services of the swarm; only managers know them.
 func (e *Engine) Services(ctx context.Context) ([]Service, error) {

@@ -11,12 +11,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// serveSwarm answers as a manager's engine of 20.10 does; info is what it says of itself.
-func serveSwarm(t *testing.T, info string) *Engine {
+// serveSwarm answers as an engine of 20.10 does; self is what a manager's says of its node, empty if it is no manager.
+func serveSwarm(t *testing.T, self string) *Engine {
 	t.Helper()
 	answers := map[string]string{
-		"/info":     info,
-		"/nodes/n1": `{"ID":"n1","ManagerStatus":{"Leader":true}}`,
+		"/swarm":      `{"ID":"c1"}`,
+		"/nodes/self": self,
 		"/services": `[{"ID":"s1","Spec":{"Name":"web"},"Endpoint":{"VirtualIPs":[{"NetworkID":"d1","Addr":"10.10.0.2/24"},` +
 			`{"NetworkID":"ingress","Addr":"10.0.0.5/24"}]}},{"ID":"s2","Spec":{"Name":"dns"},"Endpoint":{"Spec":{"Mode":"dnsrr"}}}]`,
 		"/tasks": `[{"ID":"t1","ServiceID":"s1","Slot":2,"NodeID":"n1","Status":{"State":"running"},"DesiredState":"running",` +
@@ -28,6 +28,11 @@ func serveSwarm(t *testing.T, info string) *Engine {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
 		w.Header().Set("Content-Type", "application/json")
+		if !strings.HasSuffix(r.URL.Path, "/_ping") && self == "" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprint(w, `{"message":"This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\"."}`)
+			return
+		}
 		for path, answer := range answers {
 			if strings.HasSuffix(r.URL.Path, path) {
 				fmt.Fprint(w, answer)
@@ -49,18 +54,22 @@ func serveSwarm(t *testing.T, info string) *Engine {
 }
 
 const (
-	infoManager = `{"Swarm":{"NodeID":"n1","ControlAvailable":true,"Cluster":{"ID":"c1"}}}`
-	infoWorker  = `{"Swarm":{"NodeID":"n1","ControlAvailable":false}}`
+	selfLeader  = `{"ID":"n1","ManagerStatus":{"Leader":true}}`
+	selfManager = `{"ID":"n1","ManagerStatus":{"Reachability":"reachable"}}`
 )
 
 func TestOnlyTheLeaderLeads(t *testing.T) {
-	for info, want := range map[string]struct {
-		leads bool
-		swarm string
-	}{infoManager: {true, "c1"}, infoWorker: {false, ""}, `{}`: {false, ""}} {
-		leads, swarm, err := serveSwarm(t, info).Leads(t.Context())
-		if leads != want.leads || swarm != want.swarm || err != nil {
-			t.Errorf("%s: leads %v, swarm %q, error %v", info, leads, swarm, err)
+	for self, want := range map[string]struct {
+		leads      bool
+		swarm, led string
+	}{selfLeader: {true, "c1", "c1"}, selfManager: {false, "c1", ""}, "": {false, "", ""}} {
+		e := serveSwarm(t, self)
+		leads, id, err := e.Leads(t.Context())
+		if leads != want.leads || id != want.led || err != nil {
+			t.Errorf("%s: leads %v, swarm %q, error %v", self, leads, id, err)
+		}
+		if id, err := e.Swarm(t.Context()); id != want.swarm || err != nil {
+			t.Errorf("%s: swarm %q, error %v", self, id, err)
 		}
 	}
 }
@@ -68,7 +77,7 @@ func TestOnlyTheLeaderLeads(t *testing.T) {
 func compareAddr(a, b netip.Addr) bool { return a == b }
 
 func TestServicesHaveTheirVIPsByNetwork(t *testing.T) {
-	got, err := serveSwarm(t, infoManager).Services(t.Context())
+	got, err := serveSwarm(t, selfLeader).Services(t.Context())
 	want := []Service{
 		{ID: "s1", Name: "web", VIPs: map[string][]netip.Addr{
 			"d1": {netip.MustParseAddr("10.10.0.2")}, "ingress": {netip.MustParseAddr("10.0.0.5")},
@@ -82,7 +91,7 @@ func TestServicesHaveTheirVIPsByNetwork(t *testing.T) {
 
 // The fake lists all tasks whatever is asked, as an engine does that does not know a filter's value.
 func TestTasksAreToldByWhatTheSwarmWantsOfThem(t *testing.T) {
-	e := serveSwarm(t, infoManager)
+	e := serveSwarm(t, selfLeader)
 	got, err := e.RunningTasks(t.Context())
 	want := []Task{
 		{ID: "t1", Service: "s1", Slot: "2", Running: true, Addresses: map[string][]netip.Addr{"d1": {netip.MustParseAddr("10.10.0.3")}}},

@@ -99,6 +99,8 @@ func TestScalingUpAndDownLeaksNothing(t *testing.T) {
 	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
 	network := s.network("scaled", "10.130.2.0/24")
 	manager := s.Nodes[0]
+	// Thirty containers that start at once may keep a small machine's dockerd from being heard for 15 s.
+	docker(t, manager, "swarm", "update", "--dispatcher-heartbeat", "20s")
 	s.service(manager, "web", network, 2)
 	idle := s.leases(network) - 2
 	for range 2 {
@@ -151,7 +153,7 @@ networks:
 `
 	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
 	manager := s.Nodes[0]
-	run(t, manager, "sh", "-c", `printf %s "$0" | docker stack deploy --resolve-image never --detach=true -c - app`, stack)
+	run(t, manager, "sh", "-c", `printf %s "$0" | docker stack deploy --resolve-image never -c - app`, stack)
 	s.running(manager, "app_web", 2)
 	s.running(manager, "app_client", 1)
 	client := docker(t, s.Nodes[1], "ps", "--quiet", "--filter", "name=app_client")
