@@ -15,15 +15,16 @@ import (
 	"github.com/netdriver/netdriver/volume"
 )
 
-const installLong = `Set netdriver up on this host: the program in /usr/local/bin, the settings given here in the configuration file,
-a service of systemd that is started now and at boot and, with --swarm, Docker's managed plugin ` + install.PluginName + `.
+const installLong = `Set netdriver up on this host: the program in /usr/local/bin, the settings given here in the
+configuration file, a service of systemd that is started now and at boot and, with --swarm, Docker's managed plugin
+` + install.PluginName + `.
 
 Run it again with another program to upgrade, or with other settings to change them: what is as it should be is left
 alone, the daemon is restarted if it has to be, and networks and containers go on meanwhile.`
 
-const uninstallLong = `Take netdriver off this host: the managed plugin, Docker's networks of ours, the service, all that is ours in
-the kernel, and the program. The node's identity, the embedded store, local volumes and the settings stay, unless
---purge is given.
+const uninstallLong = `Take netdriver off this host: the managed plugin, Docker's networks of ours, the service, all that
+is ours in the kernel, and the program. The node's identity, the embedded store, local volumes and the settings stay,
+unless --purge is given.
 
 It is refused while containers use our networks. A node of a cluster should leave it before.`
 
@@ -42,7 +43,8 @@ func (a app) uninstall() *cobra.Command {
 	}
 	var r install.Removal
 	cmd.Flags().BoolVar(&r.Force, "force", false, "also while containers use our networks, which cuts them off")
-	cmd.Flags().BoolVar(&r.Purge, "purge", false, "also the node's identity, the embedded store, local volumes and the settings")
+	cmd.Flags().BoolVar(&r.Purge, "purge", false,
+		"also the node's identity, the embedded store, local volumes and the settings")
 	a.change(cmd, func(ctx context.Context, i *install.Installer) ([]install.Step, error) { return i.PlanRemoval(ctx, r) })
 	return cmd
 }

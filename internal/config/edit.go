@@ -71,7 +71,7 @@ func Edit(text []byte, given []Given) ([]byte, error) {
 	return out.Bytes(), encoder.Close()
 }
 
-// set replaces a key's value in a mapping, or appends both. Every value is written as text: it is what a flag would say.
+// set replaces a key's value in a mapping, or appends both. Values are written as text: they are what a flag would say.
 func set(mapping *yaml.Node, g Given) {
 	value := &yaml.Node{}
 	value.SetString(g.Value)

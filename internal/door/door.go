@@ -1,5 +1,5 @@
-// Package door is the managed plugin that a swarm needs, since Swarm accepts no other plugin for networks: a process that
-// forwards Docker's calls to this node's daemon and waits for one that restarts. It holds nothing, so the daemon is
+// Package door is the managed plugin that a swarm needs, since Swarm accepts no other plugin for networks: a process
+// that forwards Docker's calls to this node's daemon and waits for one that restarts. It holds nothing, so the daemon is
 // upgraded like any other service of the host, and networks do not notice.
 package door
 
@@ -31,9 +31,9 @@ type limits struct {
 	deadline time.Duration
 }
 
-// usual are the limits of use. moby waits 30 s for a managed plugin (the default of `docker plugin enable --timeout`) and
-// then knows nothing; the server answers one second after the deadline at the latest. A restart of the daemon takes a
-// second or two; one that comes after 20 s has the rest for the call itself.
+// usual are the limits of use. moby waits 30 s for a managed plugin (`docker plugin enable --timeout`'s default) and then
+// knows nothing; the server answers one second after the deadline at the latest. A restart of the daemon takes a second
+// or two; one that comes after 20 s has the rest for the call itself.
 func usual() limits { return limits{patience: 20 * time.Second, deadline: 26 * time.Second} }
 
 // New returns the server that answers Docker: what never changes by itself, as Docker asks for it when it enables the
@@ -63,8 +63,8 @@ type door struct {
 // forward asks the daemon, and again when it was not there or died before it had answered. A call that died may have
 // been executed in part or whole; it is repeated all the same, since every handler of the daemon understands a repeated
 // call, and the daemon that could still be at work on the first is gone. Where a repeated call does leave something (a
-// second pool or address chosen while nobody named one), an error would leave the same: Docker knows of neither, and the
-// daemon reclaims it. Docker's own repetition is worse, since it sends no body.
+// second pool or address, chosen while nobody named one), an error would leave the same: Docker knows of neither, and
+// the daemon reclaims it. Docker's own repetition is worse, since it sends no body.
 func (d *door) forward(ctx context.Context, method string, body []byte) (plugin.Answer, error) {
 	end := time.Now().Add(d.limits.patience)
 	for attempt := 1; ; attempt++ {

@@ -127,7 +127,7 @@ func TestAPluginIsReplacedForAnotherProtocolOrWayOnly(t *testing.T) {
 		t.Error("a plugin of another protocol is kept")
 	}
 	described := want
-	described.Description, described.DockerVersion = "of another version", "20.10"
+	described.Description, described.Documentation = "of another version", "elsewhere"
 	if !Fits(described, want) {
 		t.Error("a plugin that does the same is replaced")
 	}

@@ -1,6 +1,6 @@
-// Package install puts netdriver on a host and takes it off again: the program, its settings, the service of systemd, the
-// managed plugin of Docker. It compares what is wanted with what is there and names each difference as the command that
-// an administrator would type, so that a second run does nothing and a dry run shows what a real one would do.
+// Package install puts netdriver on a host and takes it off again: the program, its settings, the service of systemd,
+// the managed plugin of Docker. It compares what is wanted with what is there and names each difference as the command
+// that an administrator would type, so that a second run does nothing and a dry run shows what a real one would do.
 package install
 
 import (

@@ -224,7 +224,9 @@ func TestSystemdUnderstandsTheService(t *testing.T) {
 
 // A mount namespace of the service's own would keep its mounts from Docker.
 func TestTheServiceHasNoMountNamespaceOfItsOwn(t *testing.T) {
-	for _, setting := range []string{"Private", "Protect", "Paths=", "MountFlags", "RootDirectory", "DynamicUser", "TemporaryFileSystem"} {
+	for _, setting := range []string{
+		"Private", "Protect", "Paths=", "MountFlags", "RootDirectory", "DynamicUser", "TemporaryFileSystem",
+	} {
 		for line := range strings.Lines(unit) {
 			if strings.Contains(line, setting) {
 				t.Errorf("%s", line)

@@ -54,7 +54,7 @@ func (Systemctl) Control(ctx context.Context, args ...string) (string, error) {
 //   - TimeoutStopSec: calls of Docker's, which end within 27 s, are still answered.
 //   - No RuntimeDirectory: the daemon makes its own, and it has to outlive the service, since RUN_DIR/netns holds the
 //     networks of running containers.
-//   - No setting that gives the service a mount namespace of its own (PrivateTmp, Protect*, ReadOnlyPaths, MountFlags …):
+//   - No setting that gives the service a mount namespace of its own (PrivateTmp, Protect*, ReadOnlyPaths, MountFlags):
 //     the mounts that it makes have to be the host's.
 //   - The capabilities are those of network devices, namespaces, eBPF, mounts, and files of any owner (volumes).
 const unit = `# Written by "netdriver install", which overwrites changes: use "systemctl edit netdriver" for your own.

@@ -1,5 +1,5 @@
-// Command demo shows netdriver on Docker hosts that it makes on this machine: two plain ones with one network over both,
-// a container on each, ping and HTTP across, and what netdriver says about it; or, with -swarm, three of a swarm with a
+// Command demo shows netdriver on Docker hosts that it makes on this machine: two plain ones with one network over
+// both, a container on each, ping and HTTP across, and what netdriver says about it; or, with -swarm, three of a swarm with a
 // service that is called by its name while the daemons are restarted. It prints every command as a user would type it,
 // removes all it made, and ends with the line "demo: ok". It has to run as root.
 package main

@@ -109,7 +109,8 @@ func (s *swarm) createService(ctx context.Context) error {
 	const serve = `echo "hello from $(hostname)" >/www/index.html; exec httpd -f -h /www`
 	// There is no registry to ask for the image's digest.
 	if _, err := s.exec(ctx, s.first, "docker", "service", "create", "--detach", "--no-resolve-image", "--name", "web",
-		"--endpoint-mode", endpointMode, "--network", network, "--replicas", "3", "--replicas-max-per-node", "1", "--hostname", "web-{{.Node.Hostname}}",
+		"--endpoint-mode", endpointMode, "--network", network, "--replicas", "3", "--replicas-max-per-node", "1",
+		"--hostname", "web-{{.Node.Hostname}}",
 		"--stop-grace-period", "1s",
 		lab.Image, "sh", "-c", serve); err != nil {
 		return err
@@ -153,7 +154,8 @@ func (s *swarm) call(ctx context.Context) error {
 		seen[strings.TrimSpace(page)] = true
 	}
 	if len(seen) < 2 {
-		return fmt.Errorf("%d calls were all answered by %v: the service does not share them out", calls, slices.Collect(maps.Keys(seen)))
+		return fmt.Errorf("%d calls were all answered by %v: the service does not share them out", calls,
+			slices.Collect(maps.Keys(seen)))
 	}
 	return nil
 }

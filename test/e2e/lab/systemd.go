@@ -77,9 +77,9 @@ export container=lab SYSTEMD_UNIT_PATH=/etc/systemd/system SYSTEMD_GENERATOR_PAT
 exec /lib/systemd/systemd --log-target=console --show-status=no --unit=default.target' "$0" "$1"
 `
 
-// StartSystemd makes the node an ordinary host in which a systemd looks after services: from here on commands run beside
-// it, in its PID namespace (it wants to know its callers' process ids) and its mount namespace. What is written to /etc,
-// /usr/local and /var/lib goes to overlays, so that the machine's own stay as they are, and outlives a reboot like
+// StartSystemd makes the node an ordinary host in which a systemd looks after services: from here on commands run
+// beside it, in its PID namespace (it wants to know its callers' process ids) and its mount namespace. What is written
+// to /etc, /usr/local and /var/lib goes to overlays, so that the machine's own stay as they are, and outlives a reboot like
 // Node.Dir. The log of a netdriver.service is where StartDaemon would have it.
 func (n *Node) StartSystemd(ctx context.Context) error {
 	dir := filepath.Join(n.Dir, "systemd")
