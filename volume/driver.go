@@ -53,7 +53,9 @@ type Config struct {
 	// Mounts has the mount points.
 	Mounts  string
 	Mounter mount.Mounter
-	Log     *slog.Logger
+	// Tunnel is the command line of a TLS tunnel's process, see package tunnel.
+	Tunnel []string
+	Log    *slog.Logger
 	// Now is the clock, time.Now if nil.
 	Now func() time.Time
 }
@@ -80,7 +82,10 @@ func New(cfg Config) (*Driver, error) {
 	}
 	return &Driver{
 		cfg: cfg, engine: engine, log: cfg.Log,
-		host:    backend.Host{Data: filepath.Join(cfg.Dir, "data"), Logs: filepath.Join(cfg.Dir, "logs")},
+		host: backend.Host{
+			Data: filepath.Join(cfg.Dir, "data"), Logs: filepath.Join(cfg.Dir, "logs"),
+			Tunnels: filepath.Join(cfg.Dir, "tunnels"), Tunnel: cfg.Tunnel,
+		},
 		catalog: newCatalog(cfg.Store, filepath.Join(cfg.Dir, "catalog.json"), cfg.Log),
 	}, nil
 }

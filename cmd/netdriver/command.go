@@ -91,7 +91,7 @@ func (a app) root() *cobra.Command {
 	root.SetErr(a.err)
 	root.AddCommand(
 		a.run(), a.inspect(), a.networks(), a.nodes(), a.volume(), a.install(), a.uninstall(), a.door(), a.volumeChildVerb(),
-		a.version(),
+		a.volumeTunnelVerb(), a.version(),
 	)
 	return root
 }

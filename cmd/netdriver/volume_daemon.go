@@ -16,10 +16,14 @@ import (
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/volume"
 	"github.com/netdriver/netdriver/volume/mount"
+	"github.com/netdriver/netdriver/volume/tunnel"
 )
 
 // volumeChild is the verb of the processes that mount: see package volume/mount.
 const volumeChild = "volume-child"
+
+// volumeTunnel is the verb of the processes that carry NFS through TLS: see package volume/tunnel.
+const volumeTunnel = "volume-tunnel"
 
 // volumeRetry is the pause after which volumes are tried again when their journal could not be read.
 const volumeRetry = 10 * time.Second
@@ -34,7 +38,7 @@ func volumes(
 	}
 	d, err := volume.New(volume.Config{
 		Store: s, Node: cfg.Node, Dir: filepath.Join(cfg.DataDir, "volumes"), Mounts: filepath.Join(cfg.RunDir, "volumes"),
-		Mounter: mount.NewProcesses(self, volumeChild), Log: log,
+		Mounter: mount.NewProcesses(self, volumeChild), Tunnel: []string{self, volumeTunnel}, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -90,6 +94,19 @@ func (a app) volumeChildVerb() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			if code := mount.Child(os.Stdin, a.out); code != 0 {
 				return status{code, errors.New("no task could be done")}
+			}
+			return nil
+		},
+	}
+}
+
+// volumeTunnelVerb is what such a process runs.
+func (a app) volumeTunnelVerb() *cobra.Command {
+	return &cobra.Command{
+		Use: volumeTunnel, Short: "Carry NFS through TLS for the daemon", Args: cobra.NoArgs, Hidden: true,
+		RunE: func(*cobra.Command, []string) error {
+			if code := tunnel.Main(os.Stdin, a.out); code != 0 {
+				return status{code, errors.New("the tunnel could not be opened")}
 			}
 			return nil
 		},

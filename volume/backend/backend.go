@@ -21,8 +21,10 @@ const preflight = 3 * time.Second
 
 // Host is this node, as backends use it.
 type Host struct {
-	// Data has the directories of local volumes, Logs what FUSE daemons write.
-	Data, Logs string
+	// Data has the directories of local volumes, Logs what FUSE daemons write, Tunnels which TLS tunnels run.
+	Data, Logs, Tunnels string
+	// Tunnel is the command line of a TLS tunnel's process, which ends in tunnel.Main.
+	Tunnel []string
 	// Resolve returns a host name's addresses; Dial connects. The system's, if nil.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
@@ -74,7 +76,7 @@ func (h Host) Volume(name string, spec option.Spec) (v mount.Volume, explain fun
 	case option.CephFS:
 		v.Prepare, cause = s.prepareCeph, s.explainCeph
 	case option.EFS:
-		v.Prepare, cause = s.prepareEFS, s.explainNFS
+		v.Prepare, cause = s.prepareEFS, s.explainEFS
 	default:
 		v.Prepare, cause = s.prepareLocal, s.explainLocal
 	}

@@ -142,14 +142,3 @@ func (s *session) explainCeph(err error) (cause, remedy string) {
 	}
 	return "", ""
 }
-
-// prepareEFS mounts an EFS file system as what it is, an NFS 4.1 server.
-func (s *session) prepareEFS(ctx context.Context) (mount.Plan, error) {
-	if s.spec.TLS {
-		return mount.Plan{}, &Failure{
-			Backend: s.spec.Type, Server: s.where(), Cause: "this version has no TLS for it yet",
-			Remedy: "add -o tls=false in a network that you trust", Err: errors.ErrUnsupported,
-		}
-	}
-	return s.prepareNFS(ctx)
-}
