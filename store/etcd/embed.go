@@ -53,7 +53,25 @@ type EmbedConfig struct {
 	Cert, Key, CA string
 	// Plain allows http:// in Listen: whoever reaches such an address can read and change everything.
 	Plain bool
-	Log   *slog.Logger
+	// Member makes the store one member of several; nil: it is the only one.
+	Member *Member
+	Log    *slog.Logger
+}
+
+// Member is one member of a store that several nodes have together. Members talk to each other with the certificate and
+// authority of EmbedConfig.
+type Member struct {
+	// Name is the node's.
+	Name string
+	// Dir is the name of the member's directory in DataDir.
+	Dir string
+	// Peer is the URL, https://ADDRESS:PORT, at which the other members reach it.
+	Peer string
+	// Initial has the names and peer URLs of all members when it was added, itself included: NAME=URL,NAME=URL. It is
+	// empty for the first one, which has the data of a store with one member.
+	Initial string
+	// CRL is a PEM file with the certificates that are refused; it is read for each connection.
+	CRL string
 }
 
 // Server is an etcd with one member inside this process.
@@ -92,7 +110,7 @@ func Embed(ctx context.Context, cfg EmbedConfig) (_ *Server, err error) {
 	}
 	select {
 	case <-s.etcd.Server.ReadyNotify():
-		return s, nil
+		return s, s.announce(ctx, cfg.Member)
 	case err := <-s.etcd.Err():
 		return nil, fmt.Errorf("embedded store in %s: %w", ec.Dir, err)
 	case <-ctx.Done():
@@ -182,7 +200,10 @@ func (cfg EmbedConfig) etcd() (*embed.Config, string, error) {
 	ec.ClientTLSInfo.CertFile, ec.ClientTLSInfo.KeyFile = cfg.Cert, cfg.Key
 	ec.ClientTLSInfo.TrustedCAFile, ec.ClientTLSInfo.ClientCertAuth = cfg.CA, cfg.CA != ""
 	limits(ec)
-	return ec, client.String(), nil
+	if cfg.Member != nil {
+		err = cfg.Member.apply(ec, cfg)
+	}
+	return ec, client.String(), err
 }
 
 // limits keeps the store small: it shares the daemon's memory.
