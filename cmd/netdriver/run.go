@@ -19,6 +19,7 @@ import (
 	"github.com/netdriver/netdriver/internal/control"
 	"github.com/netdriver/netdriver/internal/engine"
 	"github.com/netdriver/netdriver/internal/metrics"
+	"github.com/netdriver/netdriver/internal/names"
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/internal/swarm"
 	"github.com/netdriver/netdriver/internal/underlay"
@@ -160,7 +161,8 @@ func assemble(
 	parts = append(parts, served...)
 	if docker != nil {
 		services := swarm.New(swarm.Config{Store: s, Mirror: mirror, Docker: docker, Log: log})
-		parts = append(parts, part{"services of the swarm", services.Run})
+		called := names.New(names.Config{Store: s, Mirror: mirror, Docker: docker, Node: node.Name, Log: log})
+		parts = append(parts, part{"services of the swarm", services.Run}, part{"names", called.Run})
 	}
 	if cfg.Metrics != "" {
 		parts = append(parts, part{"metrics", func(ctx context.Context) error { return meter.Serve(ctx, cfg.Metrics, log) }})
@@ -172,6 +174,7 @@ func assemble(
 type docker interface {
 	driver.Docker
 	swarm.Docker
+	names.Docker
 }
 
 // openDocker returns the engine at host, or nil if it is not to be asked.

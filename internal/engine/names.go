@@ -88,21 +88,34 @@ func (e *Engine) NetworkName(ctx context.Context, dockerID string) (name string,
 func (e *Engine) Self(ctx context.Context) (version, role string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	info, err := e.api.Info(ctx)
+	v, err := e.api.ServerVersion(ctx)
 	if err != nil {
 		return "", "", fmt.Errorf("ask Docker for its version: %w", err)
 	}
+	n, _, err := e.api.NodeInspectWithRaw(ctx, "self")
 	switch {
-	case info.Swarm.ControlAvailable:
-		role = store.RoleManager
-	case info.Swarm.LocalNodeState == swarm.LocalNodeStateActive:
-		role = store.RoleWorker
-	}
-	if role != store.RoleManager {
-		return info.ServerVersion, role, nil
-	}
-	if leads, _, err := e.Leads(ctx); err == nil && leads { // without a quorum nobody can say
+	case noManager(err):
+		role, err = e.otherRole(ctx)
+	case err != nil:
+		err = fmt.Errorf("ask Docker for its role in the swarm: %w", err)
+	case n.ManagerStatus != nil && n.ManagerStatus.Leader:
 		role = store.RoleLeader
+	default:
+		role = store.RoleManager
 	}
-	return info.ServerVersion, role, nil
+	return v.Version, role, err
+}
+
+// otherRole returns the role of an engine that cannot ask its swarm: because it is a worker, in none, or without a quorum.
+func (e *Engine) otherRole(ctx context.Context) (string, error) {
+	info, err := e.api.Info(ctx)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("ask Docker for its role in the swarm: %w", err)
+	case info.Swarm.ControlAvailable:
+		return store.RoleManager, nil
+	case info.Swarm.LocalNodeState == swarm.LocalNodeStateActive:
+		return store.RoleWorker, nil
+	}
+	return "", nil
 }
