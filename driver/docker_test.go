@@ -72,7 +72,7 @@ func (h *host) start() {
 		Node: store.Node{Name: h.name, ID: "id-" + h.name, VTEP: h.vtep, UnderlayMTU: 1500},
 	})
 	path := filepath.Join(h.t.TempDir(), "custom-overlay.sock")
-	srv := plugin.New(plugin.Config{Methods: append(h.driver.Methods(), h.leases.Methods()...), Log: log})
+	srv := plugin.New(plugin.Config{Methods: append(h.driver.SwarmMethods(), h.leases.Methods()...), Log: log})
 	parts := []func(context.Context) error{
 		mirror.Run, plane.Run, h.leases.Run, h.driver.Run, func(ctx context.Context) error { return srv.Serve(ctx, path) },
 	}
