@@ -46,6 +46,20 @@ func openNamespace(path string, log *slog.Logger) (int, error) {
 	return openBound(path)
 }
 
+// NamespaceIn is where the run directory has our network namespace bound.
+func NamespaceIn(runDir string) string { return filepath.Join(runDir, "netns") }
+
+// Exists says whether the run directory has our network namespace. If not, the host has booted since a daemon ran here, and
+// nothing of what it made is left.
+func Exists(runDir string) bool {
+	fd, err := openBound(NamespaceIn(runDir))
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
 // openBound opens path if a namespace is bound on it; a plain file is what a reboot leaves.
 func openBound(path string) (int, error) {
 	var st unix.Statfs_t

@@ -41,6 +41,8 @@ type Config struct {
 	Underlay string
 	// Port is the UDP port of the networks that this node creates without --opt port; 0 means 4789.
 	Port uint16
+	// Booted: the host has booted since a daemon last ran here. No endpoint of an earlier one can be alive.
+	Booted bool
 	// Docker is asked, outside of any call, what still lives; nil means that nothing is reclaimed by that knowledge.
 	Docker Docker
 	// Leases frees the addresses that nothing uses any more; nil means that nobody does.

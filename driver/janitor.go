@@ -106,6 +106,12 @@ func (d *Driver) memberships() []membership {
 	return out
 }
 
+// settled says whether a record is old enough to be doubted. One from before the host's boot is: whatever call made it has
+// ended with it.
+func (d *Driver) settled(since time.Time) bool {
+	return d.cfg.Now().Sub(since) > settle || d.cfg.Booted && since.Before(d.cfg.Node.Started)
+}
+
 // cleanMembership removes what Docker no longer has: the whole membership, or single endpoints.
 func (d *Driver) cleanMembership(ctx context.Context, nw store.Network, m store.Member, suspects doubt) error {
 	alive, known, err := d.cfg.Docker.Endpoints(ctx, m.DockerID)
@@ -113,7 +119,7 @@ func (d *Driver) cleanMembership(ctx context.Context, nw store.Network, m store.
 		return err
 	}
 	if !known {
-		if d.cfg.Now().Sub(m.Since) > settle && suspects.dead(m.DockerID) {
+		if d.settled(m.Since) && suspects.dead(m.DockerID) {
 			d.log.Info("Docker has no such network any more", "network", nw.Name, "docker", m.DockerID)
 			delete(suspects, m.DockerID)
 			return d.quit(ctx, m.DockerID)
@@ -123,7 +129,7 @@ func (d *Driver) cleanMembership(ctx context.Context, nw store.Network, m store.
 	delete(suspects, m.DockerID)
 	var errs []error
 	for _, e := range d.endpointsOf(nw.Name, m.DockerID) {
-		if slices.Contains(alive, e.ID) || d.cfg.Now().Sub(e.Created) <= settle {
+		if slices.Contains(alive, e.ID) || !d.settled(e.Created) {
 			delete(suspects, e.ID)
 			continue
 		}
@@ -221,9 +227,8 @@ func (d *Driver) cleanLeases(ctx context.Context) error {
 			}
 		}
 	}
-	now := d.cfg.Now()
 	freed, err := d.cfg.Leases.Reclaim(ctx, func(l store.Lease) bool {
-		return holders[l.Address.String()] || now.Sub(l.Created) <= settle
+		return holders[l.Address.String()] || !d.settled(l.Created)
 	})
 	for _, l := range freed {
 		d.log.Info("freed an address without owner", "address", l.Address, "endpoint", l.Endpoint, "since", l.Created)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -17,7 +16,7 @@ import (
 type remains struct{}
 
 // netns is where the data plane binds its namespace.
-func (remains) netns(runDir string) string { return filepath.Join(runDir, "netns") }
+func (remains) netns(runDir string) string { return dataplane.NamespaceIn(runDir) }
 
 // Present implements install.Kernel.
 func (r remains) Present(ctx context.Context, runDir string) ([]string, error) {

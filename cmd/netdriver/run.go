@@ -59,12 +59,13 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer truth.close(log)
+	booted := !dataplane.Exists(cfg.RunDir)
 	kernel, err := dataplane.OpenLinux(dataplane.LinuxConfig{RunDir: cfg.RunDir, Log: log})
 	if err != nil {
 		return err
 	}
 	defer kernel.Close()
-	parts, err := assemble(cfg, node, under.Device, truth, kernel, log)
+	parts, err := assemble(cfg, site{node, under.Device, booted}, truth, kernel, log)
 	if err != nil {
 		return err
 	}
@@ -109,11 +110,20 @@ func runAll(ctx context.Context, parts []part) error {
 	return g.Wait()
 }
 
+// site is where the daemon runs.
+type site struct {
+	node store.Node
+	// device has node.VTEP.
+	device string
+	// booted: the host has booted since a daemon last ran here.
+	booted bool
+}
+
 // assemble makes the daemon's parts of one another.
 func assemble(
-	cfg config.Config, node store.Node, device string, truth *truth, kernel dataplane.Kernel, log *slog.Logger,
+	cfg config.Config, at site, truth *truth, kernel dataplane.Kernel, log *slog.Logger,
 ) ([]part, error) {
-	s := truth.client
+	s, node := truth.client, at.node
 	mirror := store.NewMirror(s, log)
 	plane := dataplane.NewPlane(kernel, log)
 	meter := metrics.New(metrics.Sources{Store: s, Mirror: mirror, Plane: plane, Node: node.Name, Version: node.Version})
@@ -123,7 +133,7 @@ func assemble(
 		return nil, err
 	}
 	d := driver.New(driver.Config{
-		Store: s, Mirror: mirror, Plane: plane, Node: node, Underlay: device, Port: cfg.VXLANPort, Docker: docker,
+		Store: s, Mirror: mirror, Plane: plane, Node: node, Underlay: at.device, Booted: at.booted, Port: cfg.VXLANPort, Docker: docker,
 		Leases: leases,
 		Log:    log, Observe: meter.ObserveReconciliation,
 	})
