@@ -45,7 +45,7 @@ type Config struct {
 	Booted bool
 	// Docker is asked, outside of any call, what still lives; nil means that nothing is reclaimed by that knowledge.
 	Docker Docker
-	// Leases frees the addresses that nothing uses any more; nil means that nobody does.
+	// Leases frees the addresses that nothing uses any more; nil means that nobody does. It hears of a swarm's leaders.
 	Leases Leases
 	Log    *slog.Logger
 	// Now is the clock, time.Now if nil.

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -28,8 +29,10 @@ type Docker interface {
 	Swarm(ctx context.Context) (id string, err error)
 }
 
-// Leases frees addresses; *ipam.Service is the real one.
+// Leases are the cluster's addresses; *ipam.Service is the real one.
 type Leases interface {
+	// BeginTerm says that a new leader of a swarm asks for every address of a network's subnets that it has once more.
+	BeginTerm(subnets []netip.Prefix)
 	// Reclaim frees this node's endpoint leases that alive denies.
 	Reclaim(ctx context.Context, alive func(store.Lease) bool) ([]store.Lease, error)
 	// ExpireClaims gives up pools that this node asked for and never made a network of.

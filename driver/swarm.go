@@ -25,33 +25,30 @@ const swarmTimeout = 22 * time.Second
 func (d *Driver) allocateNetwork(ctx context.Context, req *network.AllocateNetworkRequest) (
 	*network.AllocateNetworkResponse, error,
 ) {
-	nw, err := d.allocate(ctx, req)
-	if err != nil {
-		// Docker tells nobody why tasks of the network stay "new".
-		d.log.Error("network of the swarm refused", "docker", req.NetworkID, "error", err)
-		return nil, err
-	}
-	return &network.AllocateNetworkResponse{Options: settled(req.Options, nw)}, nil
-}
-
-func (d *Driver) allocate(ctx context.Context, req *network.AllocateNetworkRequest) (nw store.Network, err error) {
 	if err := store.CheckID("network", req.NetworkID); err != nil {
-		return nw, err
+		return nil, err
 	}
 	s, err := parseAllocation(req)
 	if err != nil {
-		return nw, err
+		return nil, err
 	}
 	ctx, cancel, err := d.beginWithin(ctx, swarmTimeout)
 	if err != nil {
-		return nw, err
+		return nil, err
 	}
 	defer cancel()
+	var nw store.Network
 	err = store.Insist(ctx, func() error {
 		nw, err = d.allot(ctx, req.NetworkID, s)
 		return err
 	})
-	return nw, err
+	if err != nil {
+		return nil, err
+	}
+	if d.cfg.Leases != nil {
+		d.cfg.Leases.BeginTerm(nw.Subnets)
+	}
+	return &network.AllocateNetworkResponse{Options: settled(req.Options, nw)}, nil
 }
 
 // settled returns the options with everything that the user left open.

@@ -46,9 +46,6 @@ func (s *Service) requestPool(ctx context.Context, req *ipam.RequestPoolRequest)
 		return nil, fmt.Errorf("request address pool: %w", err)
 	}
 	id := PoolID{Space: w.space, Subnet: p.Subnet, Range: w.rng}
-	if id.swarm() {
-		s.terms.begin(p.Subnet)
-	}
 	return &ipam.RequestPoolResponse{PoolID: id.String(), Pool: p.Subnet.String()}, nil
 }
 
@@ -331,9 +328,7 @@ func (s *Service) releasePool(ctx context.Context, req *ipam.ReleasePoolRequest)
 	if err := again(func() error { return s.dropClaim(ctx, id.Subnet, id.Space) }); err != nil {
 		return plugin.Empty{}, fmt.Errorf("release pool %s: %w", id.Subnet, err)
 	}
-	if id.swarm() {
-		s.terms.end(id.Subnet) // the view stays: a manager may have tasks of its own there
-	} else {
+	if !id.swarm() { // a manager may have tasks of its own there
 		s.unfollow(id.Subnet)
 	}
 	return plugin.Empty{}, nil

@@ -28,18 +28,11 @@ type terms struct {
 
 func newTerms() *terms { return &terms{asked: make(map[netip.Prefix]map[netip.Addr]bool)} }
 
-// begin begins a term: each one begins with RequestPool.
+// begin begins a term.
 func (t *terms) begin(subnet netip.Prefix) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.asked[subnet] = make(map[netip.Addr]bool)
-}
-
-// end forgets a pool that the swarm has released.
-func (t *terms) end(subnet netip.Prefix) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.asked, subnet)
 }
 
 // ask notes that an address was given. A daemon that started in the middle of a term begins to remember here.
@@ -63,6 +56,15 @@ func (t *terms) has(subnet netip.Prefix, a netip.Addr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.asked[subnet][a]
+}
+
+// BeginTerm says that a leader repeats what the swarm has in the network with these subnets: everything in it will be
+// asked for once. AllocateNetwork tells it, not the RequestPool before, which comes as well of a second network with the
+// same subnet: a swarm tries that one anew at each of its events, for as long as it is refused.
+func (s *Service) BeginTerm(subnets []netip.Prefix) {
+	for _, subnet := range subnets {
+		s.terms.begin(subnet)
+	}
 }
 
 // claimForSwarm grants a leased address to the swarm: what a new leader repeats, and what so far only a node has, whose

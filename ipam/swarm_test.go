@@ -19,8 +19,16 @@ import (
 // swarmWeb is the pool of network web as a swarm's managers know it; web is the same pool as nodes know it.
 const swarmWeb = GlobalSpace + "/10.10.0.0/24"
 
-// lead is what a leader sends first, for each network: new says that it is a new leader, not a new network.
+// lead is what a leader sends first, for each network.
 func (n *node) lead(subnet string) string {
+	n.t.Helper()
+	id := n.swarmPool(subnet)
+	n.s.BeginTerm([]netip.Prefix{prefix(subnet)}) // by AllocateNetwork
+	return id
+}
+
+// swarmPool is what it sends of a network that is then refused.
+func (n *node) swarmPool(subnet string) string {
 	n.t.Helper()
 	id := must[string](n.t)(n.requestPool(ipam.RequestPoolRequest{AddressSpace: GlobalSpace, Pool: subnet}))
 	must[string](n.t)(n.gateway(id, ""))
@@ -145,6 +153,16 @@ func TestANewLeaderIsGrantedWhatLivesOnceAndAUsersSecondQuestionIsRefused(t *tes
 	n1.release(swarmWeb, vip)
 	if _, err := n1.address(swarmWeb, vip, nil); err != nil {
 		t.Errorf("a released address is refused: %v", err)
+	}
+}
+
+func TestATwinNetworkThatIsRefusedMakesNobodyForgetWhatTheSwarmHas(t *testing.T) {
+	n1, _ := swarmed(t)
+	a := must[string](t)(n1.address(swarmWeb, "", nil))
+	for range 3 { // at each event of the swarm
+		n1.releasePool(n1.swarmPool("10.10.0.0/24"))
+		_, err := n1.address(swarmWeb, a, nil)
+		wantError(t, err, "10.10.0.2")
 	}
 }
 
