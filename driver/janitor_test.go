@@ -4,10 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
 )
 
 func TestTheJanitorRemovesWhatDockerHasNoMore(t *testing.T) {
@@ -89,5 +95,67 @@ func TestTheJanitorFreesAnAddressWithoutEndpointAndKeepsThoseInUse(t *testing.T)
 			return fmt.Errorf("leases %v, want only %s; error %v", held, c.address, err)
 		}
 		return nil
+	})
+}
+
+// leave writes the records of a network and of an endpoint in it, an hour old, as a daemon leaves them whose host fails.
+func leave(t *testing.T, mem *store.Memory) {
+	t.Helper()
+	long := time.Now().Add(-time.Hour)
+	nw := store.Network{
+		Name: "web", Mode: store.ModeOverlay, VNI: 1 << 20, Port: 4789, MTU: 1450, Subnets: []netip.Prefix{prefix("10.10.0.0/24")},
+		Swarm: "d1", Members: []store.Member{{Node: "n1", DockerID: "d1", Since: long}},
+	}
+	e := store.Endpoint{
+		ID: "e1", Network: "web", Node: "n1", DockerID: "d1", IPv4: prefix("10.10.0.5/24"), MAC: vxlan.MAC{2, 0, 0, 0, 0, 1},
+		Phase: store.PhaseJoined, Created: long,
+	}
+	_, err := mem.Commit(t.Context(), nil, store.Put(store.NetworkKey("web"), store.Encode(nw)),
+		store.Put(store.EndpointKey("web", "e1"), store.Encode(e)))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// runDriver runs a driver on a fake kernel until the returned function is called.
+func runDriver(ctx context.Context, mem *store.Memory, docker Docker) (stop func()) {
+	log := slog.New(slog.DiscardHandler)
+	mirror, plane := store.NewMirror(mem, log), dataplane.NewPlane(dataplane.NewFake(), log)
+	d := New(Config{
+		Store: mem, Mirror: mirror, Plane: plane, Underlay: "eth0", Docker: docker, Log: log,
+		Node: store.Node{Name: "n1", ID: "id-n1", VTEP: addr("192.0.2.1"), UnderlayMTU: 1500},
+	})
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	for _, run := range []func(context.Context) error{mirror.Run, plane.Run, d.Run} {
+		wg.Go(func() { _ = run(ctx) }) // they end with ctx's error
+	}
+	return func() { cancel(); wg.Wait() }
+}
+
+func TestADaemonThatStartsRemovesWhatDockerHasNoMoreWithinSecondsAndThenLooksSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := store.NewMemory()
+		gone := func() bool { n, err := mem.Count(t.Context(), store.EndpointPrefix); return n == 0 && err == nil }
+		leave(t, mem)
+		docker := &engine{down: true} // it starts after the daemon
+		docker.add("d1")
+		defer runDriver(t.Context(), mem, docker)()
+		if time.Sleep(time.Minute); gone() {
+			t.Error("removed though Docker was not asked")
+		}
+		docker.mu.Lock()
+		docker.down = false
+		docker.mu.Unlock()
+		if time.Sleep(3*cleanFirst + time.Second); !gone() {
+			t.Error("a returned host's dead endpoint is still there")
+		}
+		leave(t, mem)
+		if time.Sleep(cleanEvery + time.Second); gone() {
+			t.Error("removed in the first of the seldom rounds: it must be missing twice")
+		}
+		if time.Sleep(cleanEvery); !gone() {
+			t.Error("still there after two rounds")
+		}
 	})
 }
