@@ -5,8 +5,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
+	"github.com/netdriver/netdriver/dataplane/balance"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -26,6 +28,11 @@ func (n *Network) Sort() {
 	n.FDB = slices.Compact(n.FDB)
 	slices.SortFunc(n.Neighbours, compareNeighbours)
 	n.Neighbours = slices.Compact(n.Neighbours)
+	slices.SortFunc(n.Services, compareServices)
+	for i := range n.Services {
+		slices.SortFunc(n.Services[i].VIPs, netip.Addr.Compare)
+		slices.SortFunc(n.Services[i].Backends, compareBackends)
+	}
 }
 
 // ErrWant is wrapped by errors about a wanted network that no kernel could have.
@@ -34,7 +41,7 @@ var ErrWant = errors.New("impossible network")
 // Check says whether n can be wanted: a valid VNI, sorted slices, every entry on a device that is wanted too, one place
 // for each MAC in each table, and no two endpoints whose devices would have the same name. The error wraps ErrWant.
 func (n Network) Check() error {
-	err := errors.Join(vxlan.CheckVNI(n.VNI), n.checkOrder(), n.checkPorts(), n.checkEntries())
+	err := errors.Join(vxlan.CheckVNI(n.VNI), n.checkOrder(), n.checkPorts(), n.checkEntries(), n.checkServices())
 	if err != nil {
 		return fmt.Errorf("%w %s: %w", ErrWant, n.Name, err)
 	}
@@ -54,6 +61,34 @@ func strictly[T any](s []T, compare func(a, b T) int) bool {
 func (n Network) checkOrder() error {
 	if !strictly(n.Ports, comparePorts) || !strictly(n.FDB, compareFDB) || !strictly(n.Neighbours, compareNeighbours) {
 		return errors.New("ports or entries are not sorted, or one is there twice")
+	}
+	return nil
+}
+
+// checkServices: one service for each virtual address, one backend of a service for each address.
+func (n Network) checkServices() error {
+	if !strictly(n.Services, compareServices) {
+		return errors.New("services are not sorted, or one is there twice")
+	}
+	holder := map[netip.Addr]string{}
+	for _, s := range n.Services {
+		if s.ID == "" || len(s.ID) > balance.MaxServiceID {
+			return fmt.Errorf("service id %q: 1 to %d characters are allowed", s.ID, balance.MaxServiceID)
+		}
+		if !strictly(s.Backends, func(a, b Backend) int { return a.Address.Compare(b.Address) }) {
+			return fmt.Errorf("the backends of service %s are not sorted, or two have the same address", s.ID)
+		}
+		for _, vip := range s.VIPs {
+			if other, taken := holder[vip]; taken || !vip.IsValid() {
+				return fmt.Errorf("virtual address %s of service %s is that of service %s too", vip, s.ID, other)
+			}
+			holder[vip] = s.ID
+		}
+		for _, b := range s.Backends {
+			if !b.Address.IsValid() || b.MAC.IsZero() {
+				return fmt.Errorf("backend %s of service %s has no address or no MAC", b.Address, s.ID)
+			}
+		}
 	}
 	return nil
 }

@@ -41,13 +41,14 @@ type Receipt struct {
 type subject struct {
 	device    string
 	flags     bool
+	detached  bool
 	fdb       fdbKey
 	flood     netip.Addr // of which the zero MAC has several
 	neighbour netip.Addr
 }
 
 func (e Event) subject() subject {
-	s := subject{device: e.Device, flags: e.FlagsOnly, fdb: keyOf(e.FDB), neighbour: e.Neighbour.Address}
+	s := subject{device: e.Device, flags: e.FlagsOnly, detached: e.Detached, fdb: keyOf(e.FDB), neighbour: e.Neighbour.Address}
 	if e.FDB.MAC.IsZero() {
 		s.flood = e.FDB.VTEP
 	}
@@ -209,6 +210,8 @@ func (n *Network) contradicts(e Event) bool {
 	case e.Device != "":
 		want := n.device(e.Device)
 		switch {
+		case e.Detached:
+			return want != nil && want.balanced
 		case e.Deleted || want == nil:
 			return e.Deleted == (want != nil)
 		case e.FlagsOnly:

@@ -18,12 +18,13 @@ type Fake struct {
 	// FailOn, if set, is asked before every operation; the error it returns is that operation's. Set it before use.
 	FailOn func(Op) error
 
-	mu     sync.Mutex
-	nets   map[vxlan.VNI]*Network
-	master map[string]bool // devices that are a bridge's port, whatever their flags
-	taken  map[vniPort]bool
-	subs   map[chan Event]bool
-	runs   []Op
+	mu          sync.Mutex
+	nets        map[vxlan.VNI]*Network
+	master      map[string]bool // devices that are a bridge's port, whatever their flags
+	taken       map[vniPort]bool
+	subs        map[chan Event]bool
+	unsupported bool
+	runs        []Op
 	// places says where each MAC was put last, so that moving one needs no search; the entry may be gone meanwhile.
 	places map[vxlan.VNI]map[fdbKey]FDBEntry
 }
@@ -86,6 +87,10 @@ func (f *Fake) ReadNetwork(_ context.Context, v vxlan.VNI) (Network, error) {
 func (n *Network) clone() Network {
 	c := *n
 	c.Ports, c.FDB, c.Neighbours = slices.Clone(n.Ports), slices.Clone(n.FDB), slices.Clone(n.Neighbours)
+	c.Services = slices.Clone(n.Services)
+	for i, s := range c.Services {
+		c.Services[i].VIPs, c.Services[i].Backends = slices.Clone(s.VIPs), slices.Clone(s.Backends)
+	}
 	return c
 }
 
@@ -122,11 +127,11 @@ func (f *Fake) do(op Op) error {
 	if n == nil {
 		n = &Network{VNI: op.VNI, Name: op.Network}
 	}
-	if op.Verb >= PutFDB && op.Verb <= DelNeighbour { // of which there are many: no copy of the network for each
+	if op.onEntry() || op.onService() { // of which there are many: no copy of the network for each
 		if err := f.change(n, op); err != nil {
 			return err
 		}
-		if op.Verb != Announce {
+		if op.onEntry() && op.Verb != Announce {
 			f.send(op.event())
 		}
 		return nil
@@ -160,6 +165,11 @@ func (f *Fake) change(n *Network, op Op) error {
 	case DelFDB, DelNeighbour:
 		n.delEntry(op)
 		return nil
+	case PutBackend, PutVIP, DelVIP, DelBackend:
+		return f.balance(n, op)
+	case Detach:
+		n.detach(op.Endpoint)
+		return nil
 	}
 	up, mtu, enslaved := n.fields(op)
 	if up == nil {
@@ -187,6 +197,8 @@ func (f *Fake) change(n *Network, op Op) error {
 		if !*up {
 			return unix.ENETDOWN
 		}
+	case Attach:
+		n.attach(op.Endpoint)
 	case PutFDB:
 		return f.putFDB(n, op)
 	case PutNeighbour:
@@ -264,6 +276,7 @@ func (f *Fake) unlink(n *Network, op Op) {
 	case op.Endpoint != "":
 		n.Ports = slices.DeleteFunc(n.Ports, func(p Port) bool { return p.Endpoint == op.Endpoint })
 		drop(func(e FDBEntry) bool { return e.Port == op.Endpoint })
+		n.detach("") // nobody by that name: looks whether a port is left that holds the maps
 	case op.Device == VXLANName(n.VNI):
 		n.VXLAN = VXLAN{}
 		drop(func(e FDBEntry) bool { return e.Port == "" })

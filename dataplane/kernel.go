@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/netdriver/netdriver/dataplane/balance"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -20,6 +21,10 @@ type Kernel interface {
 	Run(ctx context.Context, ops []Op) error
 	// Events reports what changes on our devices, our own operations included, until ctx ends; then the channel is closed.
 	Events(ctx context.Context) (<-chan Event, error)
+	// Balances says why services cannot be balanced here; nil if they can. The error wraps balance.ErrUnsupported.
+	Balances() error
+	// Counts returns what was balanced in a network, by backend.
+	Counts(ctx context.Context, v vxlan.VNI) ([]balance.Count, error)
 	// Close gives up the sockets; the networks stay.
 	Close() error
 }
@@ -41,6 +46,8 @@ type Event struct {
 	Up        bool
 	Enslaved  bool
 	FlagsOnly bool
+	// Detached: the event is about the programs that balance alone, which are not on the port any more.
+	Detached bool
 }
 
 // OpError says which operation failed.

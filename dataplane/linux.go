@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"path/filepath"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/vxlan"
 )
 
 // Linux is the Kernel of this machine. Its netlink sockets are bound to the namespaces they work in, so that any thread
@@ -24,6 +26,9 @@ type Linux struct {
 	hostLinks *socket
 	frames    int   // a packet socket in our namespace that receives nothing, for announcements
 	hostID    int32 // the host's namespace as a number in ours, see IFLA_LINK_NETNSID
+
+	balancing balancers
+	balances  func() error // tries once
 
 	nextIndex   atomic.Int32 // of the device made last; see run.addLink
 	eventBuffer int          // receive buffer of Events, in bytes
@@ -42,6 +47,8 @@ type LinuxConfig struct {
 // OpenLinux makes or finds our network namespace and opens the sockets. Needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
 func OpenLinux(cfg LinuxConfig) (*Linux, error) {
 	l := &Linux{log: cfg.Log, ours: -1, host: -1, frames: -1, eventBuffer: eventBuffer}
+	l.balancing.all = map[vxlan.VNI]*balancer{}
+	l.balances = sync.OnceValue(l.probeBalancing)
 	// Far above what the kernel gives out by itself, and elsewhere than another daemon's.
 	l.nextIndex.Store(1<<29 + rand.Int32N(1<<29))
 	if err := l.open(cfg); err != nil {
@@ -58,7 +65,7 @@ func (l *Linux) open(cfg LinuxConfig) (err error) {
 	if l.host, err = unix.Open(host, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open the host's network namespace %s: %w", host, err)
 	}
-	path := filepath.Join(cfg.RunDir, "netns")
+	path := NamespaceIn(cfg.RunDir)
 	if l.ours, err = openNamespace(path, cfg.Log); err != nil {
 		return err
 	}
@@ -140,6 +147,12 @@ func (l *Linux) Close() error {
 		if s != nil {
 			errs = append(errs, s.close())
 		}
+	}
+	l.balancing.mu.Lock()
+	defer l.balancing.mu.Unlock()
+	for v, b := range l.balancing.all {
+		delete(l.balancing.all, v)
+		errs = append(errs, b.Close())
 	}
 	for _, fd := range []int{l.ours, l.host, l.frames} {
 		if fd >= 0 {

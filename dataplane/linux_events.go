@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,11 +37,10 @@ func (l *Linux) Events(ctx context.Context) (<-chan Event, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	stop := context.AfterFunc(ctx, func() { f.Close() })
-	go func() {
-		defer close(out)
-		defer stop()
-		w.follow(ctx, f)
-	}()
+	var senders sync.WaitGroup
+	senders.Go(func() { w.kernel.watchPrograms(ctx, w.send) })
+	senders.Go(func() { defer stop(); w.follow(ctx, f) })
+	go func() { senders.Wait(); close(out) }()
 	return out, nil
 }
 

@@ -179,6 +179,9 @@ func (l *Linux) readNetworks(only vxlan.VNI) ([]Network, error) {
 	if err := r.readEntries(only); err != nil {
 		return nil, fmt.Errorf("list the forwarding and neighbour entries: %w", err)
 	}
+	if err := r.readServices(); err != nil {
+		return nil, fmt.Errorf("read what is balanced: %w", err)
+	}
 	var all []Network
 	for _, v := range slices.Sorted(maps.Keys(r.nets)) {
 		r.nets[v].Sort()

@@ -81,6 +81,8 @@ func (r *run) add(op Op) {
 		err = r.upOrGone(op)
 	case Announce:
 		r.news = append(r.news, op)
+	case PutBackend, PutVIP, Attach, DelVIP, DelBackend, Detach:
+		err = r.balance(op)
 	default:
 		err = r.addEntry(op)
 	}
@@ -123,6 +125,9 @@ func (r *run) upOrGone(op Op) error {
 	if op.Verb == DelLink {
 		kind, flags = unix.RTM_DELLINK, 0
 		delete(r.index, op.Device)
+		r.l.balancing.mu.Lock()
+		r.l.forgetPort(op.VNI, op.Device)
+		r.l.balancing.mu.Unlock()
 	}
 	m := r.message(op, kind, 0)
 	m.link(unix.AF_UNSPEC, device, flags, flags)

@@ -22,8 +22,14 @@ const (
 	PutFDB       // add the entry, or change what its MAC has
 	PutNeighbour // add the entry, or change what its address has
 	Announce     // tell the containers here which MAC an address has from now on
+	PutBackend   // add a backend of a service, or change whether it drains
+	PutVIP       // balance new flows to a virtual address over these backends from now on
+	Attach       // put the programs that balance on a port
 	DelFDB
 	DelNeighbour
+	DelVIP
+	DelBackend // its open flows end
+	Detach
 	DelLink // with all entries on the device
 )
 
@@ -45,6 +51,11 @@ type Op struct {
 	MAC     vxlan.MAC
 	VTEP    netip.Addr
 	Address netip.Addr
+	// Service is the id of the service that PutBackend, PutVIP and their opposites are about; Address is the virtual one
+	// or the backend's, MAC and Draining are the backend's. Backends are those of PutVIP: see formatTargets.
+	Service  string
+	Draining bool
+	Backends string
 }
 
 // String returns the command that does the same inside our namespace, which it calls "netdriver"; "host" stands for the
@@ -109,6 +120,29 @@ func (o Op) entryString() string {
 		return fmt.Sprintf("announce %s lladdr %s dev %s", o.Address, o.MAC, o.Device)
 	case o.Verb == DelNeighbour:
 		return fmt.Sprintf("ip neigh del %s dev %s", o.Address, o.Device)
+	}
+	return o.balanceString()
+}
+
+// balanceString is no command that exists: nothing else writes to the maps.
+func (o Op) balanceString() string {
+	switch o.Verb {
+	case PutBackend:
+		draining := ""
+		if o.Draining {
+			draining = " draining"
+		}
+		return fmt.Sprintf("balance put backend %s lladdr %s service %s%s", o.Address, o.MAC, o.Service, draining)
+	case PutVIP:
+		return fmt.Sprintf("balance put vip %s service %s over [%s]", o.Address, o.Service, o.Backends)
+	case Attach:
+		return fmt.Sprintf("balance attach dev %s", o.Device)
+	case DelVIP:
+		return fmt.Sprintf("balance del vip %s service %s", o.Address, o.Service)
+	case DelBackend:
+		return fmt.Sprintf("balance del backend %s lladdr %s service %s", o.Address, o.MAC, o.Service)
+	case Detach:
+		return fmt.Sprintf("balance detach dev %s", o.Device)
 	}
 	return fmt.Sprintf("unknown operation %d on %s", o.Verb, o.Device)
 }

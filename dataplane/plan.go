@@ -21,10 +21,12 @@ func plan(have, want Network) []Op {
 	p.ports()
 	slices.Reverse(p.dels)
 	p.entries()
+	p.services()
 	return append(p.ops, p.dels...)
 }
 
-// settled returns want as it can be: without ports to adopt that are not there, and without their entries.
+// settled returns want as it can be: without ports to adopt that are not there, and without their entries; and with
+// what follows from the services.
 func settled(have, want Network) Network {
 	missing := map[string]bool{}
 	merge(have.Ports, want.Ports, comparePorts, func(h, w *Port) {
@@ -36,7 +38,7 @@ func settled(have, want Network) Network {
 		want.Ports = slices.DeleteFunc(slices.Clone(want.Ports), func(p Port) bool { return missing[p.Endpoint] })
 		want.FDB = slices.DeleteFunc(slices.Clone(want.FDB), func(e FDBEntry) bool { return missing[e.Port] })
 	}
-	return want
+	return want.balanced()
 }
 
 // planner collects a plan: the removals wait until the rest is there.
@@ -104,29 +106,29 @@ func (p *planner) ports() {
 
 // link is the part that all devices have in common; a device that is not there has none.
 type link struct {
-	mtu          int
-	up, enslaved bool
+	mtu                    int
+	up, enslaved, balanced bool
 }
 
 func (b Bridge) link() *link {
 	if !b.Present {
 		return nil
 	}
-	return &link{b.MTU, b.Up, false}
+	return &link{mtu: b.MTU, up: b.Up}
 }
 
 func (x VXLAN) link() *link {
 	if !x.Present {
 		return nil
 	}
-	return &link{x.MTU, x.Up, x.Enslaved}
+	return &link{mtu: x.MTU, up: x.Up, enslaved: x.Enslaved}
 }
 
 func (p *Port) link() *link {
 	if p == nil {
 		return nil
 	}
-	return &link{p.MTU, p.Up, p.Enslaved}
+	return &link{p.MTU, p.Up, p.Enslaved, p.Balanced}
 }
 
 // device plans what leads from have to want; add is the operation that makes the device. Removals are reversed in the

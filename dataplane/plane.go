@@ -18,6 +18,7 @@ import (
 type Plane struct {
 	kernel  Kernel
 	log     *slog.Logger
+	warned  sync.Once // that services cannot be balanced
 	drifted chan vxlan.VNI
 	counts  counts
 
@@ -67,6 +68,7 @@ func (p *Plane) Apply(ctx context.Context, want Network) ([]Op, error) {
 	if err := want.Check(); err != nil {
 		return nil, err
 	}
+	want = p.possible(want)
 	n := p.lock(want.VNI)
 	defer n.applying.Unlock()
 	before, marked := n.intend(want)
@@ -97,7 +99,15 @@ func (p *Plane) Apply(ctx context.Context, want Network) ([]Op, error) {
 
 // asRead returns n as the kernel would report it.
 func (n Network) asRead() Network {
+	n = n.balanced()
 	n.Ports = slices.Clone(n.Ports)
+	n.Services = slices.Clone(n.Services)
+	for i := range n.Services {
+		n.Services[i].Backends = slices.Clone(n.Services[i].Backends)
+		for k := range n.Services[i].Backends {
+			n.Services[i].Backends[k].Port = ""
+		}
+	}
 	for i := range n.Ports {
 		n.Ports[i].MAC, n.Ports[i].Adopt = vxlan.MAC{}, false
 	}

@@ -37,13 +37,15 @@ type Service struct {
 	VIPs []netip.Addr
 	// Backends are sorted by Address.
 	Backends []Backend
+	// Stale is set on a service that was read if a VIP's table is not what the backends make.
+	Stale bool
 }
 
 // Backend is one address of a task behind a service.
 type Backend struct {
 	Address netip.Addr
 	MAC     vxlan.MAC
-	// Port is the endpoint id of the task's local port, or empty if it is on another node.
+	// Port is the endpoint id of the task's local port, or empty if it is on another node. It is not compared.
 	Port string
 	// Draining: open flows go on to it, new ones do not.
 	Draining bool
@@ -81,6 +83,8 @@ type Port struct {
 	Up  bool
 	// Enslaved: it is a port of the network's bridge, with learning off.
 	Enslaved bool
+	// Balanced: the programs that balance the network's services are on it. What is wanted follows from the services.
+	Balanced bool
 	// Adopt is set on a wanted port whose container end Docker already has: it is repaired if it is there, never made.
 	Adopt bool
 }
