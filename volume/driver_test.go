@@ -240,6 +240,17 @@ func TestAThousandVolumesAreListedWithin50Milliseconds(t *testing.T) {
 	}
 }
 
+func TestAVolumeThatWasJustGivenBackIsNotShownInUse(t *testing.T) {
+	n := start(t, store.NewMemory(), "n1")
+	n.must(t, "Create", volume.CreateRequest{Name: "data"})
+	n.must(t, "Mount", volume.MountRequest{Name: "data", ID: "m"})
+	eventually(t, func() bool { return len(n.catalog.users("data")) == 1 }) // its record says so
+	n.must(t, "Unmount", volume.UnmountRequest{Name: "data", ID: "m"})
+	if out := n.must(t, "Get", volume.GetRequest{Name: "data"}); strings.Contains(out, "nodes") {
+		t.Error(out)
+	}
+}
+
 func TestDockerLearnsThatVolumesAreClusterWide(t *testing.T) {
 	if out := start(t, store.NewMemory(), "n1").must(t, "Capabilities", nil); out != `{"Capabilities":{"Scope":"global"}}` {
 		t.Error(out)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/volume/mount"
 )
 
 // publishEvery is how often a node says at most what it uses.
@@ -46,7 +47,11 @@ func (d *Driver) writeUses(ctx context.Context, uses map[string]store.VolumeUse)
 func (d *Driver) uses() map[string]store.VolumeUse {
 	out := map[string]store.VolumeUse{}
 	for name, s := range d.engine.InUse() {
-		out[name] = store.VolumeUse{Users: len(s.IDs), Health: string(s.Health), Since: s.Since.UTC()}
+		out[name] = use(s)
 	}
 	return out
+}
+
+func use(s mount.State) store.VolumeUse {
+	return store.VolumeUse{Users: len(s.IDs), Health: string(s.Health), Since: s.Since.UTC()}
 }

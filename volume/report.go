@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/volume/mount"
 	"github.com/netdriver/netdriver/volume/option"
 )
 
@@ -45,7 +46,7 @@ func (d *Driver) report(v store.Volume) Report {
 	r := Report{
 		Name: v.Name, Options: v.Options, Node: v.Node, Created: v.Created, Updated: v.Updated, Drift: v.Drift,
 		Mountpoint: d.mountpoint(v.Name), Mounted: s.Label, Negotiated: s.Mounted.Options, Since: s.Since,
-		Health: string(s.Health), Checked: s.Checked, Outdated: s.Outdated, References: s.IDs, Users: d.catalog.users(v.Name),
+		Health: string(s.Health), Checked: s.Checked, Outdated: s.Outdated, References: s.IDs, Users: d.users(v.Name, s),
 	}
 	spec, err := option.Parse(v.Options)
 	if err != nil { // made by a later version
@@ -61,6 +62,17 @@ func (d *Driver) report(v store.Volume) Report {
 		r.Problem = explain(s.Problem).Error()
 	}
 	return r
+}
+
+// users returns who uses a volume on all nodes. This node knows its own users better than its record, which is written a
+// moment later.
+func (d *Driver) users(name string, s mount.State) map[string]store.VolumeUse {
+	out := d.catalog.users(name)
+	delete(out, d.cfg.Node)
+	if len(s.IDs) > 0 {
+		out[d.cfg.Node] = use(s)
+	}
+	return out
 }
 
 // status is the report as `docker volume inspect` shows it.
