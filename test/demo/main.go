@@ -20,7 +20,7 @@ import (
 )
 
 // limit is more than the demo takes on a slow machine; without one a hanging command would hang the demo.
-const limit = 3 * time.Minute
+const limit = 6 * time.Minute
 
 func main() {
 	binary := flag.String("binary", "bin/netdriver", "the netdriver `program` to show")
