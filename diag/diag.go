@@ -55,11 +55,17 @@ func New(src Sources) *Diagnosis {
 	return &Diagnosis{src}
 }
 
-// Network reports on one network. Without the store it answers within 3 s from what this node knows. The error wraps
+// Network reports on one network, by its name in the cluster or in Docker. Without the store it answers within 3 s from what this node knows. The error wraps
 // ErrNoNetwork, with the networks there are, or store.ErrUnavailable if it cannot be known.
 func (d *Diagnosis) Network(ctx context.Context, name string) (NetworkReport, error) {
 	c := d.cluster(ctx)
 	nw, ok := c.networks[name]
+	if !ok {
+		var err error
+		if nw, ok, err = c.called(name, d.src.Node.Name); err != nil {
+			return NetworkReport{}, err
+		}
+	}
 	if !ok {
 		return d.missing(ctx, c, name)
 	}
@@ -82,7 +88,7 @@ func (d *Diagnosis) Networks(ctx context.Context) (NetworksReport, error) {
 	d.settle(ctx, all)
 	for _, f := range all {
 		r := judge(f)
-		r.Endpoints = nil
+		r.Endpoints, r.Services = nil, nil
 		out.Networks = append(out.Networks, r)
 	}
 	return out, nil
@@ -95,7 +101,7 @@ func (d *Diagnosis) missing(ctx context.Context, c cluster, name string) (Networ
 		return NetworkReport{}, fmt.Errorf("network %q has a record that this node cannot read: %w", name, err)
 	}
 	if c.err == nil || c.whole {
-		names := slices.Sorted(maps.Keys(c.networks))
+		names := c.allNames()
 		if len(names) == 0 {
 			return NetworkReport{}, fmt.Errorf("%w %q: the cluster has none", ErrNoNetwork, name)
 		}
@@ -153,6 +159,7 @@ func (d *Diagnosis) Nodes(ctx context.Context) (NodesReport, error) {
 		row := Node{
 			Name: name, ID: n.ID, VTEP: n.VTEP, UnderlayMTU: n.UnderlayMTU, Version: n.Version, Started: n.Started,
 			LastStatus: st.Updated, Problems: st.Problems, State: c.liveness(d.src.Node.Name, name),
+			Role: c.engines[name].Role, Docker: c.engines[name].Version, Unbalanced: c.engines[name].Unbalanced,
 		}
 		for _, nw := range c.networks {
 			if slices.Contains(members(nw.Network), name) {

@@ -390,31 +390,34 @@ func TestAFullSubnetIsADegradation(t *testing.T) {
 func TestTenThousandEndpointsAreReportedWithinASecond(t *testing.T) {
 	c := newCluster(t)
 	var last int64
-	for i := 10; i < 10010; i += 60 {
+	var backends []store.Backend
+	for i := 10; i < 10010; i += 40 {
 		var ops []store.Op
-		for j := i; j < min(i+60, 10010); j++ {
+		for j := i; j < min(i+40, 10010); j++ {
 			e := endpointRecord(j, 1+j%3)
 			ops = append(
 				ops,
 				store.Put(store.EndpointKey("my-net", e.ID), store.Encode(e)),
 				c.lease(e.IPv4.Addr(), store.LeaseEndpoint),
+				store.Put(store.NameKey("my-net", e.ID), store.Encode(store.Name{
+					Network: "my-net", Endpoint: e.ID, Container: fmt.Sprintf("web.%d.x81nqk3v5s7bqz0xk9f2l4m6p", j), Service: "web",
+				})),
 			)
+			backends = append(backends, task(fmt.Sprintf("web.%d", j), j, false))
 		}
 		last = c.put(ops...)
 	}
-	for _, node := range []int{1, 2, 3} {
-		c.status(node, store.Status{Applied: map[string]int64{"my-net": c.revision}})
-	}
+	c.serve(backends[:2000]...)
 	if err := c.mirror.Wait(t.Context(), store.NetworkEndpoints("my-net"), last); err != nil {
 		t.Fatal(err)
 	}
 	begin := cpuTime(t)
 	r := c.report()
 	took := cpuTime(t) - begin
-	if r.EndpointCount != 10003 || took > slowdown*time.Second {
-		t.Errorf("%d endpoints took %s of CPU, want 10003 within 1 s", r.EndpointCount, took)
+	if r.EndpointCount != 10003 || r.Services[0].Ready != 2000 || took > slowdown*time.Second {
+		t.Errorf("%d endpoints took %s of CPU, want 10003 with a service of 2000 within 1 s", r.EndpointCount, took)
 	}
-	t.Logf("10,003 endpoints: %s of CPU", took)
+	t.Logf("10,003 endpoints, a service of 2,000 tasks: %s of CPU", took)
 }
 
 // cpuTime is what this process has used: the time of a busy machine says nothing.

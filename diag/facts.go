@@ -26,6 +26,7 @@ type cluster struct {
 	nodes    map[string]store.Node
 	alive    map[string]string
 	statuses map[string]store.Status
+	engines  map[string]store.Engine // of the nodes that are connected
 	networks map[string]network
 	pools    map[netip.Prefix]store.Pool
 	bad      map[string]error // records that cannot be read, by key
@@ -47,6 +48,12 @@ type endpoint struct {
 	modified int64
 }
 
+// service is another.
+type service struct {
+	store.Service
+	modified int64
+}
+
 // facts is all that a network's report is judged from.
 type facts struct {
 	cluster
@@ -59,6 +66,8 @@ type facts struct {
 	planErr   error
 	problem   error
 	receipts  []dataplane.Receipt
+	services  []service
+	names     map[string]store.Name // of endpoints, by id
 }
 
 // cluster reads what is needed for all reports.
@@ -91,6 +100,12 @@ func (d *Diagnosis) fromStore(ctx context.Context) (cluster, error) {
 		return c, err
 	}
 	if c.statuses, err = statuses(ctx, s, c.bad); err != nil {
+		return c, err
+	}
+	c.engines, err = list(ctx, s, store.EnginePrefix, c.bad, func(_ store.KV, e store.Engine) (string, store.Engine) {
+		return e.Node, e
+	})
+	if err != nil {
 		return c, err
 	}
 	c.pools, err = list(
@@ -178,22 +193,25 @@ func (d *Diagnosis) settle(ctx context.Context, all []facts) {
 	}
 }
 
-// facts gathers what is known of one network.
-func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, leases bool) facts {
+// facts gathers what is known of one network; whole is false for a line of the summary.
+func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, whole bool) facts {
 	f := facts{
 		cluster: c, me: d.src.Node, network: nw, problem: d.src.Driver.Problems()[nw.Name],
 		receipts: d.src.Plane.Receipts(nw.VNI), counts: map[netip.Prefix]uint64{}, leases: map[netip.Prefix][]store.Lease{},
 	}
 	if f.err == nil {
 		ask, cancel := context.WithTimeout(ctx, askStore)
-		f.err = d.readNetwork(ask, &f, leases)
+		f.err = d.readNetwork(ask, &f, whole)
 		cancel()
 	}
 	if f.err != nil {
-		f.endpoints = f.endpoints[:0]
+		f.endpoints, f.services = f.endpoints[:0], f.services[:0]
 		d.src.Mirror.Read(func(r *store.Records) {
 			for _, e := range r.Endpoints[nw.Name] {
 				f.endpoints = append(f.endpoints, endpoint{e, 0})
+			}
+			for _, s := range r.Services[nw.Name] {
+				f.services = append(f.services, service{s, 0})
 			}
 		})
 	}
@@ -207,8 +225,8 @@ func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, leases boo
 	return f
 }
 
-// readNetwork reads a network's endpoints and leases from the store.
-func (d *Diagnosis) readNetwork(ctx context.Context, f *facts, leases bool) error {
+// readNetwork reads a network's endpoints and services from the store, and their leases and names if whole is set.
+func (d *Diagnosis) readNetwork(ctx context.Context, f *facts, whole bool) error {
 	es, err := list(
 		ctx,
 		d.src.Store,
@@ -222,13 +240,16 @@ func (d *Diagnosis) readNetwork(ctx context.Context, f *facts, leases bool) erro
 		return err
 	}
 	f.endpoints = slices.Collect(maps.Values(es))
+	if err := d.readServices(ctx, f, whole); err != nil {
+		return err
+	}
 	for _, subnet := range f.network.Subnets {
 		n, err := d.src.Store.Count(ctx, store.PoolLeases(subnet))
 		if err != nil {
 			return err
 		}
 		f.counts[subnet] = uint64(n)
-		if !leases {
+		if !whole {
 			continue
 		}
 		ls, err := list(

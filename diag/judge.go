@@ -23,6 +23,7 @@ func judge(f facts) NetworkReport {
 		Mode: nw.Mode, VNI: nw.VNI, Port: nw.Port, Internal: nw.Internal, Subnets: f.subnets(), MTU: mtu(nw.MTU, f.me),
 		Revision: Revision{Applied: f.statuses[f.me.Name].Applied[nw.Name], Wanted: f.wanted(), Store: f.revision},
 		Peers:    f.peers(), Endpoints: f.rows(), EndpointCount: len(f.endpoints), Data: f.data(),
+		DockerNetworks: f.network.docker(), Services: f.serviceRows(), ServiceCount: len(f.services),
 	}
 	r.Kernel = f.kernel(r.Member)
 	r.Reasons = f.reasons(r)
@@ -39,6 +40,9 @@ func (f facts) wanted() int64 {
 	for _, e := range f.endpoints {
 		rev = max(rev, e.modified)
 	}
+	for _, s := range f.services {
+		rev = max(rev, s.modified)
+	}
 	return rev
 }
 
@@ -53,8 +57,8 @@ func (f facts) peers() []Peer {
 		n, st := f.nodes[name], f.statuses[name]
 		p := Peer{
 			Node: name, Address: n.VTEP, State: f.liveness(f.me.Name, name), Applied: st.Applied[f.network.Name],
-			UnderlayMTU: n.UnderlayMTU,
-			Endpoints:   counts[name], Problem: st.Problems[f.network.Name], LastStatus: st.Updated,
+			UnderlayMTU: n.UnderlayMTU, Role: f.engines[name].Role,
+			Endpoints: counts[name], Problem: st.Problems[f.network.Name], LastStatus: st.Updated,
 		}
 		if p.State == StateOK && p.Applied < wanted {
 			p.State = StateBehind
@@ -69,8 +73,9 @@ func (f facts) rows() []Endpoint {
 	nodes := members(f.network.Network)
 	out := make([]Endpoint, 0, len(f.endpoints))
 	for _, e := range f.endpoints {
+		n := f.names[e.ID]
 		row := Endpoint{
-			ID: e.ID, Node: e.Node, Addresses: e.Addrs(), MAC: e.MAC, Phase: e.Phase, Created: e.Created, Members: len(nodes),
+			ID: e.ID, Container: n.Container, ContainerID: n.ContainerID, Service: n.Service, Task: n.Task, Node: e.Node, Addresses: e.Addrs(), MAC: e.MAC, Phase: e.Phase, Created: e.Created, Members: len(nodes),
 			SeenBy: -1,
 		}
 		if f.err == nil {

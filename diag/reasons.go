@@ -33,6 +33,7 @@ func (f facts) reasons(r NetworkReport) []Reason {
 				"subnet %s is full: %d of %d addresses are in use", s.Subnet, s.Used+s.Reserved, s.Usable))
 		}
 	}
+	out = append(out, f.aboutServices(r)...)
 	return append(out, f.aboutRecords()...)
 }
 
@@ -93,7 +94,8 @@ func (f facts) aboutPeer(r NetworkReport, p Peer) []Reason {
 func (f facts) aboutRecords() []Reason {
 	var out []Reason
 	for _, key := range slices.Sorted(maps.Keys(f.bad)) {
-		mine := strings.HasPrefix(key, store.NetworkEndpoints(f.network.Name)) || key == store.NetworkKey(f.network.Name)
+		mine := key == store.NetworkKey(f.network.Name) || strings.HasPrefix(key, store.NetworkEndpoints(f.network.Name)) ||
+			strings.HasPrefix(key, store.NetworkServices(f.network.Name))
 		for _, n := range members(f.network.Network) {
 			mine = mine || key == store.NodeKey(n) || key == store.StatusKey(n)
 		}

@@ -49,21 +49,35 @@ type NetworkReport struct {
 	Verdict Verdict  `json:"verdict"`
 	Reasons []Reason `json:"reasons"`
 	// Node made the report; Member says whether it has the network.
-	Node     string    `json:"node"`
-	Member   bool      `json:"member"`
-	Mode     string    `json:"mode"`
-	VNI      vxlan.VNI `json:"vni"`
-	Port     uint16    `json:"port"`
-	Internal bool      `json:"internal"`
-	Subnets  []Subnet  `json:"subnets"`
-	MTU      MTU       `json:"mtu"`
-	Kernel   Kernel    `json:"kernel"`
-	Revision Revision  `json:"revision"`
-	Peers    []Peer    `json:"peers"`
+	Node   string `json:"node"`
+	Member bool   `json:"member"`
+	// DockerNetworks are the Docker networks that stand for it, as far as their names are known.
+	DockerNetworks []DockerNetwork `json:"dockerNetworks,omitempty"`
+	Mode           string          `json:"mode"`
+	VNI            vxlan.VNI       `json:"vni"`
+	Port           uint16          `json:"port"`
+	Internal       bool            `json:"internal"`
+	Subnets        []Subnet        `json:"subnets"`
+	MTU            MTU             `json:"mtu"`
+	Kernel         Kernel          `json:"kernel"`
+	Revision       Revision        `json:"revision"`
+	Peers          []Peer          `json:"peers"`
 	// Endpoints by address; left out of the summary of all networks, which has EndpointCount only.
 	Endpoints     []Endpoint `json:"endpoints,omitempty"`
 	EndpointCount int        `json:"endpointCount"`
-	Data          Data       `json:"data"`
+	// Services by name; left out of the summary of all networks, which has ServiceCount only.
+	Services     []Service `json:"services,omitempty"`
+	ServiceCount int       `json:"serviceCount"`
+	Data         Data      `json:"data"`
+}
+
+// DockerNetwork is a Docker network by the name that its users know.
+type DockerNetwork struct {
+	Name string `json:"name"`
+	ID   string `json:"id"`
+	// Swarm: it is a swarm's, on all of its nodes. Else it is that of Nodes.
+	Swarm bool     `json:"swarm"`
+	Nodes []string `json:"nodes,omitempty"`
 }
 
 // Subnet is one pool of a network.
@@ -130,6 +144,8 @@ type Peer struct {
 	Node    string     `json:"node"`
 	Address netip.Addr `json:"address,omitzero"`
 	State   string     `json:"state"`
+	// Role is its role in a swarm: "leader", "manager", "worker", or "" if it has none, or is not connected.
+	Role string `json:"role,omitempty"`
 	// Applied is the revision up to which its kernel agrees with the network's records.
 	Applied     int64     `json:"applied"`
 	UnderlayMTU int       `json:"underlayMTU"`
@@ -140,7 +156,14 @@ type Peer struct {
 
 // Endpoint is one container's interface.
 type Endpoint struct {
-	ID        string       `json:"id"`
+	ID string `json:"id"`
+	// Container, and the Service and Task of a swarm that it runs for, are named by its node some moments after its start;
+	// empty if nothing is known.
+	Container   string `json:"container,omitempty"`
+	ContainerID string `json:"containerID,omitempty"`
+	Service     string `json:"service,omitempty"`
+	Task        string `json:"task,omitempty"`
+
 	Node      string       `json:"node"`
 	Addresses []netip.Addr `json:"addresses"`
 	MAC       vxlan.MAC    `json:"mac,omitzero"`
@@ -149,6 +172,30 @@ type Endpoint struct {
 	// SeenBy of Members nodes have it in their kernel; -1 if that could not be asked.
 	SeenBy  int `json:"seenBy"`
 	Members int `json:"members"`
+}
+
+// Service is a service of a swarm that has a place in the network.
+type Service struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+	// VIPs are its virtual addresses; none in endpoint mode dnsrr.
+	VIPs []netip.Addr `json:"vips,omitempty"`
+	// Ready is how many of its Backends take new flows.
+	Ready    int       `json:"ready"`
+	Backends []Backend `json:"backends,omitempty"`
+}
+
+// Backend is one task of a service.
+type Backend struct {
+	// Task is Docker's id of it, Name its name, such as web.2.
+	Task      string       `json:"task"`
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"`
+	// State is "ready"; "draining", when open connections only go to it; or "no endpoint", when none has its address.
+	State string `json:"state"`
+	// Node and Endpoint are where it is; empty without an endpoint.
+	Node     string `json:"node,omitempty"`
+	Endpoint string `json:"endpoint,omitempty"`
 }
 
 // Data says where a report comes from.
@@ -187,8 +234,13 @@ type Node struct {
 	UnderlayMTU int        `json:"underlayMTU"`
 	Version     string     `json:"version"`
 	State       string     `json:"state"`
-	Started     time.Time  `json:"started"`
-	LastStatus  time.Time  `json:"lastStatus,omitzero"`
+	// Role is as in Peer, Docker the version of its engine.
+	Role   string `json:"role,omitempty"`
+	Docker string `json:"docker,omitempty"`
+	// Unbalanced says why its kernel cannot balance virtual addresses; empty if it can, or is not connected.
+	Unbalanced string    `json:"unbalanced,omitempty"`
+	Started    time.Time `json:"started"`
+	LastStatus time.Time `json:"lastStatus,omitzero"`
 	// Networks is how many it is a member of.
 	Networks int `json:"networks"`
 	// Problems by network, as the node tells them.

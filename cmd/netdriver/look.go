@@ -130,7 +130,7 @@ func judged(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// completeNetworks lets the shell complete network names.
+// completeNetworks lets the shell complete network names, the cluster's and Docker's.
 func (a app) completeNetworks(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	client, err := a.client(cmd)
 	if err != nil || len(args) > 0 {
@@ -142,7 +142,7 @@ func (a app) completeNetworks(cmd *cobra.Command, args []string, _ string) ([]st
 	}
 	var names []string
 	for _, n := range r.Networks {
-		names = append(names, n.Network)
+		names = append(append(names, n.Network), uniqueNames(n)...)
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

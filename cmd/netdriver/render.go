@@ -12,10 +12,11 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 
 	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/store"
 )
 
-// mostEndpoints is how many endpoints the text shows: more than that nobody reads, and -o json has all.
-const mostEndpoints = 200
+// mostRows is how many endpoints, or backends, the text shows: more than that nobody reads, and -o json has all.
+const mostRows = 200
 
 // none stands for what is not known or not there.
 const none = "–"
@@ -53,6 +54,10 @@ func (p painter) state(s string) string {
 		diag.StateBehind:  yellow,
 		diag.StateUnknown: yellow,
 		diag.StateDown:    red,
+
+		store.BackendReady:    green,
+		store.BackendDraining: yellow,
+		store.BackendAbsent:   red,
 	}
 	return p.paint(colours[s], s)
 }
@@ -118,15 +123,15 @@ func (p painter) nodes(r diag.NodesReport) string {
 	var rows []table.Row
 	for _, n := range r.Nodes {
 		rows = append(rows, table.Row{
-			n.Name, n.VTEP, p.state(n.State), n.UnderlayMTU, n.Networks, p.age(n.Started), p.age(n.LastStatus),
-			cmp.Or(n.Version, none), len(n.Problems),
+			n.Name, n.VTEP, p.state(n.State), known(n.Role), n.UnderlayMTU, n.Networks, p.age(n.Started), p.age(n.LastStatus),
+			known(n.Version), known(n.Docker), len(n.Problems),
 		})
 	}
 	if len(rows) == 0 {
 		return "no node is registered in this cluster\n"
 	}
 	return columns(
-		table.Row{"NODE", "ADDRESS", "STATE", "MTU", "NETWORKS", "UP", "LAST STATUS", "VERSION", "PROBLEMS"},
+		table.Row{"NODE", "ADDRESS", "STATE", "ROLE", "MTU", "NETWORKS", "UP", "LAST STATUS", "VERSION", "DOCKER", "PROBLEMS"},
 		rows,
 	)
 }
@@ -148,11 +153,11 @@ func (p painter) networks(r diag.NetworksReport) string {
 			here = "yes"
 		}
 		rows = append(rows, table.Row{
-			n.Network, p.verdict(n.Verdict), n.VNI, strings.Join(subnets, ","), here, len(n.Peers), n.EndpointCount,
+			n.Network, cmp.Or(strings.Join(uniqueNames(n), ","), none), p.verdict(n.Verdict), n.VNI, strings.Join(subnets, ","), here, len(n.Peers), n.EndpointCount,
 			firstCause(n),
 		})
 	}
-	return columns(table.Row{"NETWORK", "VERDICT", "VNI", "SUBNETS", "HERE", "NODES", "ENDPOINTS", "WHY"}, rows)
+	return columns(table.Row{"NETWORK", "DOCKER", "VERDICT", "VNI", "SUBNETS", "HERE", "NODES", "ENDPOINTS", "WHY"}, rows)
 }
 
 // firstCause is the first reason of the verdict, and how many more there are.

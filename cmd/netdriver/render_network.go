@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +19,9 @@ import (
 func (p painter) network(r diag.NetworkReport) string {
 	var b strings.Builder
 	b.WriteString(p.headline(r))
+	if d := dockerNames(r); d != "" {
+		line(&b, "docker", d)
+	}
 	for _, s := range r.Subnets {
 		line(&b, "subnet", subnet(s, r.Data))
 	}
@@ -37,6 +42,9 @@ func (p painter) network(r diag.NetworkReport) string {
 	}
 	if len(r.Peers) > 0 {
 		b.WriteString("\n" + p.peers(r.Peers))
+	}
+	if len(r.Services) > 0 {
+		b.WriteString("\n" + p.services(r.Services))
 	}
 	b.WriteString("\n" + p.endpoints(r))
 	return b.String()
@@ -81,7 +89,11 @@ func summary(r diag.NetworkReport) string {
 	case len(r.Reasons) > 0:
 		return plural(len(r.Reasons), "problem")
 	}
-	return fmt.Sprintf("%s, %s", plural(others, "peer"), plural(r.EndpointCount, "endpoint"))
+	text := fmt.Sprintf("%s, %s", plural(others, "peer"), plural(r.EndpointCount, "endpoint"))
+	if r.ServiceCount > 0 {
+		text += ", " + plural(r.ServiceCount, "service")
+	}
+	return text
 }
 
 func subnet(s diag.Subnet, d diag.Data) string {
@@ -142,43 +154,74 @@ func (p painter) kernel(r diag.NetworkReport) string {
 }
 
 func (p painter) peers(peers []diag.Peer) string {
+	header := table.Row{"PEER", "ADDRESS", "STATE", "REV", "MTU", "ENDPOINTS", "LAST STATUS"}
+	swarm := slices.ContainsFunc(peers, func(peer diag.Peer) bool { return peer.Role != "" })
+	if swarm {
+		header = slices.Insert(header, 1, any("ROLE"))
+	}
 	var rows []table.Row
 	for _, peer := range peers {
-		rows = append(rows, table.Row{
+		row := table.Row{
 			peer.Node, addressOr(peer.Address.IsValid(), peer.Address), p.state(peer.State), known(peer.Applied),
 			known(peer.UnderlayMTU),
 			peer.Endpoints, p.age(peer.LastStatus),
-		})
+		}
+		if swarm {
+			row = slices.Insert(row, 1, any(known(peer.Role)))
+		}
+		rows = append(rows, row)
 	}
-	return columns(table.Row{"PEER", "ADDRESS", "STATE", "REV", "MTU", "ENDPOINTS", "LAST STATUS"}, rows)
+	return columns(header, rows)
 }
 
 func (p painter) endpoints(r diag.NetworkReport) string {
 	if len(r.Endpoints) == 0 {
 		return "no endpoint: no container is connected\n"
 	}
+	header := table.Row{"ENDPOINT", "CONTAINER", "NODE", "ADDRESS", "MAC", "PHASE", "AGE", "SEEN BY"}
+	swarm := slices.ContainsFunc(r.Endpoints, func(e diag.Endpoint) bool { return e.Service != "" })
+	if swarm {
+		header = slices.Insert(header, 2, any("SERVICE"))
+	}
 	var rows []table.Row
-	for _, e := range r.Endpoints[:min(len(r.Endpoints), mostEndpoints)] {
-		var addrs []string
-		for _, a := range e.Addresses {
-			addrs = append(addrs, a.String())
+	for _, e := range r.Endpoints[:min(len(r.Endpoints), mostRows)] {
+		row := p.endpoint(e)
+		if swarm {
+			row = slices.Insert(row, 2, any(known(e.Service)))
 		}
-		mac := none
-		if !e.MAC.IsZero() {
-			mac = e.MAC.String()
-		}
-		seen := none
-		if e.SeenBy >= 0 {
-			seen = fmt.Sprintf("%d/%d", e.SeenBy, e.Members)
-		}
-		rows = append(rows, table.Row{
-			e.ID[:min(len(e.ID), 12)], e.Node, cmp.Or(strings.Join(addrs, " "), none), mac, cmp.Or(e.Phase, none),
-			p.age(e.Created), seen,
-		})
+		rows = append(rows, row)
 	}
-	text := columns(table.Row{"ENDPOINT", "NODE", "ADDRESS", "MAC", "PHASE", "AGE", "SEEN BY"}, rows)
-	if more := len(r.Endpoints) - mostEndpoints; more > 0 {
-		text += fmt.Sprintf("… and %d more (-o json shows all)\n", more)
+	return columns(header, rows) + more(len(r.Endpoints))
+}
+
+// endpoint is the row of one endpoint, without its service.
+func (p painter) endpoint(e diag.Endpoint) table.Row {
+	mac, seen := none, none
+	if !e.MAC.IsZero() {
+		mac = e.MAC.String()
 	}
-	return text
+	if e.SeenBy >= 0 {
+		seen = fmt.Sprintf("%d/%d", e.SeenBy, e.Members)
+	}
+	return table.Row{
+		e.ID[:min(len(e.ID), 12)], container(e), e.Node, addresses(e.Addresses, none), mac, cmp.Or(e.Phase, none),
+		p.age(e.Created), seen,
+	}
+}
+
+// more tells of rows that are left out.
+func more(rows int) string {
+	if rows <= mostRows {
+		return ""
+	}
+	return fmt.Sprintf("… and %d more (-o json shows all)\n", rows-mostRows)
+}
+
+// addresses writes a list, or what stands for an empty one.
+func addresses(as []netip.Addr, empty string) string {
+	var out []string
+	for _, a := range as {
+		out = append(out, a.String())
+	}
+	return cmp.Or(strings.Join(out, " "), empty)
 }

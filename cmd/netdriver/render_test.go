@@ -111,6 +111,44 @@ func healthy() diag.NetworkReport {
 	return r
 }
 
+// swarmed is a network with two services: one whose rolling update is under way, and one that is down.
+func swarmed() diag.NetworkReport {
+	r := healthy()
+	r.Network, r.Verdict, r.ServiceCount = "net-4f0c2a9d1e77", diag.Degraded, 3
+	r.DockerNetworks = []diag.DockerNetwork{{Name: "my-net", ID: "4f0c2a9d1e77", Swarm: true, Nodes: []string{"node1", "node2", "node3"}}}
+	for i, role := range []string{store.RoleLeader, store.RoleManager, store.RoleWorker} {
+		r.Peers[i].Role = role
+	}
+	backend := func(i int, state string) diag.Backend {
+		b := diag.Backend{
+			Task: fmt.Sprintf("t%d", i), Name: fmt.Sprintf("web.%d", i), State: state,
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 10, 0, byte(i + 1)})},
+		}
+		if state != store.BackendAbsent {
+			e := &r.Endpoints[i-1]
+			e.Service, e.Task = "web", fmt.Sprintf("web.%d.x81nqk3v5s7bqz0xk9f2l4m6p", i)
+			e.Container = e.Task
+			b.Node, b.Endpoint = e.Node, e.ID
+		}
+		return b
+	}
+	r.Endpoints[2].Container = "a-container-with-a-name-that-is-too-long-for-a-table"
+	r.Services = []diag.Service{
+		{ID: "s2", Name: "api", VIPs: []netip.Addr{netip.MustParseAddr("10.10.0.9")}, Backends: []diag.Backend{backend(4, store.BackendAbsent)}},
+		{ID: "s3", Name: "db"},
+		{
+			ID: "s1", Name: "web", Ready: 1, VIPs: []netip.Addr{netip.MustParseAddr("10.10.0.8"), netip.MustParseAddr("2001:db8::8")},
+			Backends: []diag.Backend{backend(1, store.BackendReady), backend(2, store.BackendDraining)},
+		},
+	}
+	r.Services[0].Backends[0].Name = "api.1"
+	r.Reasons = []diag.Reason{{
+		Verdict: diag.Degraded, Place: "service api", Cause: "service api has no healthy backend: 1 task without endpoint",
+		Remedy: "see `docker service ps api` on a manager; a service that is scaled to 0 has none",
+	}}
+	return r
+}
+
 func degraded() diag.NetworkReport {
 	r := healthy()
 	r.Verdict, r.Internal = diag.Degraded, true
@@ -178,15 +216,19 @@ func empty() diag.NetworkReport {
 func TestNetworksAreReadable(t *testing.T) {
 	many := healthy()
 	many.Endpoints, many.EndpointCount = endpoints(200), 200
+	for i := range many.Endpoints {
+		many.Endpoints[i].Container = fmt.Sprintf("project_app_%d", i+1)
+	}
 	for name, r := range map[string]diag.NetworkReport{
 		"healthy": healthy(), "degraded": degraded(), "failed": failed(), "unknown": unknown(), "empty": empty(), "200": many,
+		"swarm": swarmed(),
 	} {
 		golden(t, "inspect-"+name+".txt", plain().network(r))
 	}
 }
 
 func TestTheVerdictIsOnTheFirstLine(t *testing.T) {
-	for _, r := range []diag.NetworkReport{healthy(), degraded(), failed(), unknown(), empty()} {
+	for _, r := range []diag.NetworkReport{healthy(), degraded(), failed(), unknown(), empty(), swarmed()} {
 		first, _, _ := strings.Cut(plain().network(r), "\n")
 		if !strings.Contains(first, strings.ToUpper(string(r.Verdict))) {
 			t.Errorf("first line %q does not say %s", first, r.Verdict)
@@ -207,11 +249,38 @@ func TestALongListOfEndpointsIsCutAndSaysSo(t *testing.T) {
 	}
 }
 
+func TestBackendsAreCutLikeEndpoints(t *testing.T) {
+	r := swarmed()
+	for range 300 {
+		r.Services[2].Backends = append(r.Services[2].Backends, r.Services[2].Backends[0])
+	}
+	if got := plain().network(r); !strings.Contains(got, "\n… and 104 more (-o json shows all)\n") {
+		t.Errorf("304 rows, and it does not say how many are missing:\n%s", got)
+	}
+}
+
+func TestPlainNetworksAreNamedWithTheirNodes(t *testing.T) {
+	r := healthy()
+	for want, networks := range map[string][]diag.DockerNetwork{
+		"":     {{Name: "my-net", ID: "d1", Nodes: []string{"node1"}}, {Name: "my-net", ID: "d2", Nodes: []string{"node2"}}},
+		"blue": {{Name: "blue", ID: "d1", Nodes: []string{"node1"}}},
+		"blue on node1, node2 · red on node3": {
+			{Name: "blue", ID: "d1", Nodes: []string{"node2"}}, {Name: "blue", ID: "d2", Nodes: []string{"node1"}},
+			{Name: "red", ID: "d3", Nodes: []string{"node3"}},
+		},
+	} {
+		r.DockerNetworks = networks
+		if got := dockerNames(r); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 func TestListsAreReadable(t *testing.T) {
 	golden(
 		t,
 		"networks.txt",
-		plain().networks(diag.NetworksReport{Networks: []diag.NetworkReport{degraded(), failed(), healthy()}}),
+		plain().networks(diag.NetworksReport{Networks: []diag.NetworkReport{degraded(), failed(), healthy(), swarmed()}}),
 	)
 	golden(t, "networks-none.txt", plain().networks(diag.NetworksReport{}))
 	golden(t, "nodes.txt", plain().nodes(diag.NodesReport{Nodes: []diag.Node{
@@ -223,6 +292,8 @@ func TestListsAreReadable(t *testing.T) {
 			Version:     "v1.0.0",
 			Started:     now.Add(-time.Hour),
 			Networks:    2,
+			Role:        store.RoleLeader,
+			Docker:      "20.10.24",
 			LastStatus:  now,
 		},
 		{
@@ -238,13 +309,16 @@ func TestListsAreReadable(t *testing.T) {
 
 func TestTheJSONIsStable(t *testing.T) {
 	var b bytes.Buffer
-	if err := writeJSON(&b, degraded()); err != nil {
-		t.Fatal(err)
-	}
-	golden(t, "inspect.json", b.String())
-	var back diag.NetworkReport
-	if err := json.Unmarshal(b.Bytes(), &back); err != nil || back.EndpointCount != 3 {
-		t.Errorf("it cannot be read back: %v", err)
+	for name, report := range map[string]diag.NetworkReport{"inspect.json": degraded(), "inspect-swarm.json": swarmed()} {
+		b.Reset()
+		if err := writeJSON(&b, report); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, name, b.String())
+		var back diag.NetworkReport
+		if err := json.Unmarshal(b.Bytes(), &back); err != nil || back.EndpointCount != 3 {
+			t.Errorf("it cannot be read back: %v", err)
+		}
 	}
 }
 
