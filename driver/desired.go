@@ -65,7 +65,8 @@ func addLocal(out *dataplane.Network, e store.Endpoint) {
 	addNeighbours(out, e)
 }
 
-// addRemote adds an endpoint of another node: behind the VXLAN device in the bridge's table, at vtep in the device's own.
+// addRemote adds an endpoint of another node: behind the VXLAN device in the bridge's table, at vtep in the device's
+// own.
 func addRemote(out *dataplane.Network, e store.Endpoint, vtep netip.Addr) {
 	out.FDB = append(out.FDB, dataplane.FDBEntry{MAC: e.MAC}, dataplane.FDBEntry{MAC: e.MAC, VTEP: vtep})
 	addNeighbours(out, e)
@@ -93,8 +94,8 @@ func flood(me site, nw store.Network, nodes map[string]store.Node) []dataplane.F
 	return out
 }
 
-// peerVTEP returns where packets for a node go. A node that is unknown (its record has not arrived yet), that claims this
-// node's own address, or whose address is of the other family has none.
+// peerVTEP returns where packets for a node go. A node that is unknown (its record has not arrived yet), that claims
+// this node's own address, or whose address is of the other family has none.
 func peerVTEP(me site, nodes map[string]store.Node, node string) (netip.Addr, bool) {
 	n, ok := nodes[node]
 	if !ok || node == me.node || n.VTEP == me.vtep || n.VTEP.Is4() != me.vtep.Is4() {
@@ -103,8 +104,8 @@ func peerVTEP(me site, nodes map[string]store.Node, node string) (netip.Addr, bo
 	return n.VTEP, true
 }
 
-// macID is an endpoint's id with its MAC as a number, whose order is that of the bytes. Whole endpoints would be slow to
-// sort: there may be 10,000, at every change.
+// macID is an endpoint's id with its MAC as a number, whose order is that of the bytes. Whole endpoints would be slow
+// to sort: there may be 10,000, at every change.
 type macID struct {
 	mac uint64
 	id  string

@@ -20,8 +20,8 @@ type draft struct {
 	network store.Network
 }
 
-// draft reads what is decided upon. The network's name is that of --opt network, else the one that has the subnets, else
-// one made of the Docker network's id.
+// draft reads what is decided upon. The network's name is that of --opt network, else the one that has the subnets,
+// else one made of the Docker network's id.
 func (d *Driver) draft(ctx context.Context, dockerID string, s spec) (draft, error) {
 	dr := draft{name: s.name}
 	for _, subnet := range s.subnets {

@@ -165,7 +165,8 @@ func (d *Driver) beginWithin(ctx context.Context, limit time.Duration) (context.
 		return ctx, cancel, nil
 	case <-ctx.Done():
 		cancel()
-		return nil, nil, fmt.Errorf("this node has not registered yet: %w; existing traffic goes on, try again when it can", store.ErrUnavailable)
+		return nil, nil, fmt.Errorf("this node has not registered yet: %w; existing traffic goes on, try again when it can",
+			store.ErrUnavailable)
 	}
 }
 
@@ -196,7 +197,8 @@ func (d *Driver) networkOf(ctx context.Context, dockerID string) (store.Network,
 			return n, nil
 		}
 	}
-	return store.Network{}, fmt.Errorf("network %s is %w; remove it with `docker network rm` and create it again", dockerID, ErrUnknown)
+	return store.Network{}, fmt.Errorf("network %s is %w; remove it with `docker network rm` and create it again",
+		dockerID, ErrUnknown)
 }
 
 // member returns the index of this node's member with that Docker network, or -1.

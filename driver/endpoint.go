@@ -17,9 +17,12 @@ import (
 	"github.com/netdriver/netdriver/vxlan"
 )
 
-// createEndpoint records an endpoint, which publishes it to all nodes, and makes its interface. The answer has only what
-// the request left open: libnetwork refuses to be answered what it gave (moby daemon/libnetwork/drivers/remote/driver.go).
-func (d *Driver) createEndpoint(ctx context.Context, req *network.CreateEndpointRequest) (*network.CreateEndpointResponse, error) {
+// createEndpoint records an endpoint, which publishes it to all nodes, and makes its interface. The answer has only
+// what the request left open: libnetwork refuses to be answered what it gave (moby
+// daemon/libnetwork/drivers/remote/driver.go).
+func (d *Driver) createEndpoint(ctx context.Context, req *network.CreateEndpointRequest) (
+	*network.CreateEndpointResponse, error,
+) {
 	ctx, cancel, err := d.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -45,13 +48,16 @@ func (d *Driver) createEndpoint(ctx context.Context, req *network.CreateEndpoint
 }
 
 // parseEndpoint validates a CreateEndpoint request.
-func (d *Driver) parseEndpoint(ctx context.Context, req *network.CreateEndpointRequest) (store.Network, store.Endpoint, error) {
+func (d *Driver) parseEndpoint(ctx context.Context, req *network.CreateEndpointRequest) (
+	store.Network, store.Endpoint, error,
+) {
 	nw, err := d.networkOf(ctx, req.NetworkID)
 	if err != nil {
 		return nw, store.Endpoint{}, err
 	}
 	if req.Interface == nil {
-		return nw, store.Endpoint{}, errors.New("no interface in the request: netdriver needs an address from its IPAM driver")
+		return nw, store.Endpoint{}, errors.New("no interface in the request: netdriver needs an address from its " +
+			"IPAM driver")
 	}
 	v4, err4 := parseCIDR("address", req.Interface.Address)
 	v6, err6 := parseCIDR("IPv6 address", req.Interface.AddressIPv6)
@@ -88,7 +94,8 @@ func checkEndpointOptions(options map[string]any) error {
 		}
 	}
 	if len(unknown) > 0 {
-		return fmt.Errorf("unknown endpoint option %s: there are none on an overlay network; omit --driver-opt", strings.Join(unknown, ", "))
+		return fmt.Errorf("unknown endpoint option %s: there are none on an overlay network; omit --driver-opt",
+			strings.Join(unknown, ", "))
 	}
 	return nil
 }
@@ -118,8 +125,8 @@ func (d *Driver) publish(ctx context.Context, nw store.Network, e store.Endpoint
 	return max(revision, existing), err
 }
 
-// published finds out why publish lost: the endpoint exists, in that revision, or there is an obstacle that trying again
-// cannot cure. Revision 0 means that it may be tried again.
+// published finds out why publish lost: the endpoint exists, in that revision, or there is an obstacle that trying
+// again cannot cure. Revision 0 means that it may be tried again.
 func (d *Driver) published(ctx context.Context, nw store.Network, e store.Endpoint) (int64, error) {
 	have, kv, found, err := read[store.Endpoint](ctx, d.cfg.Store, store.EndpointKey(nw.Name, e.ID))
 	if err != nil {
@@ -246,7 +253,8 @@ func (d *Driver) endpointOperInfo(context.Context, *plugin.Empty) (network.InfoR
 	return network.InfoResponse{Value: map[string]string{}}, nil
 }
 
-// deleteEndpoint withdraws an endpoint. What does not exist is no error, since Docker ignores errors here and may ask again.
+// deleteEndpoint withdraws an endpoint. What does not exist is no error, since Docker ignores errors here and may ask
+// again.
 func (d *Driver) deleteEndpoint(ctx context.Context, req *network.DeleteEndpointRequest) (plugin.Empty, error) {
 	ctx, cancel, err := d.begin(ctx)
 	if err != nil {
@@ -270,8 +278,8 @@ func (d *Driver) deleteEndpoint(ctx context.Context, req *network.DeleteEndpoint
 }
 
 // awaitRelease and releaseNow say what becomes of a withdrawn endpoint's leases: they stay, without endpoint and dated
-// anew, for the ReleaseAddress that follows (should it never come, the janitor frees them); or they go, since Docker has
-// forgotten the endpoint and nothing follows.
+// anew, for the ReleaseAddress that follows (should it never come, the janitor frees them); or they go, since Docker
+// has forgotten the endpoint and nothing follows.
 const (
 	awaitRelease = false
 	releaseNow   = true

@@ -13,8 +13,8 @@ import (
 const (
 	// cleanEvery is how often the janitor compares the records with what lives.
 	cleanEvery = 30 * time.Second
-	// cleanFirst does so after a start, until two rounds in a row have seen everything: a host that was lost has containers
-	// back in the swarm's records elsewhere, and what is left of them here still answers for their addresses.
+	// cleanFirst does so after a start, until two rounds in a row have seen everything: a host that was lost has
+	// containers back in the swarm's records elsewhere, and what is left of them here still answers for their addresses.
 	cleanFirst = 3 * time.Second
 	// settle is how old a record must be before the janitor doubts it: a call that is under way ends within 30 s (moby
 	// pkg/plugins/client.go), and Docker lists a network or endpoint only when its call has returned.
@@ -48,8 +48,8 @@ func (s doubt) dead(key string) bool {
 	return s[key] >= 2
 }
 
-// clean runs the janitor until ctx ends. Docker ignores errors of DeleteNetwork, Leave, DeleteEndpoint and ReleaseAddress
-// and never repeats them, so what was lost while the daemon or the store was away is found here.
+// clean runs the janitor until ctx ends. Docker ignores errors of DeleteNetwork, Leave, DeleteEndpoint and
+// ReleaseAddress and never repeats them, so what was lost while the daemon or the store was away is found here.
 func (d *Driver) clean(ctx context.Context) {
 	tick := time.NewTicker(cleanFirst)
 	defer tick.Stop()
@@ -109,8 +109,8 @@ func (d *Driver) memberships() []membership {
 	return out
 }
 
-// settled says whether a record is old enough to be doubted. One from before the host's boot is: whatever call made it has
-// ended with it.
+// settled says whether a record is old enough to be doubted. One from before the host's boot is: whatever call made it
+// has ended with it.
 func (d *Driver) settled(since time.Time) bool {
 	return d.cfg.Now().Sub(since) > settle || d.cfg.Booted && since.Before(d.cfg.Node.Started)
 }
@@ -145,8 +145,8 @@ func (d *Driver) cleanMembership(ctx context.Context, nw store.Network, m store.
 	return errors.Join(errs...)
 }
 
-// cleanSwarm frees networks that the swarm has removed while FreeNetwork could not be told. Only managers know, and only
-// of their own swarm: a network of which no manager has said yet whose it is stays.
+// cleanSwarm frees networks that the swarm has removed while FreeNetwork could not be told. Only managers know, and
+// only of their own swarm: a network of which no manager has said yet whose it is stays.
 func (d *Driver) cleanSwarm(ctx context.Context, suspects doubt) error {
 	allotted := d.allotted()
 	if len(allotted) == 0 {

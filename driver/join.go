@@ -42,8 +42,8 @@ const joinQueue = 256
 type joined struct{ network, endpoint string }
 
 // handOver sees to it that the endpoint's interface exists, and has it recorded that Docker has it from now on. Docker
-// need not wait for that record: without it, a daemon that starts anew would only make the interface of a container that
-// is gone, until Docker deletes the endpoint.
+// need not wait for that record: without it, a daemon that starts anew would only make the interface of a container
+// that is gone, until Docker deletes the endpoint.
 func (d *Driver) handOver(ctx context.Context, nw store.Network, id string) error {
 	if err := store.CheckID("endpoint", id); err != nil {
 		return err
@@ -70,8 +70,8 @@ func (d *Driver) handOver(ctx context.Context, nw store.Network, id string) erro
 	}
 }
 
-// joinDelay is how long joins are collected before they are recorded. A container's start waits for three calls in a row;
-// their disk writes should not queue behind one that nobody waits for.
+// joinDelay is how long joins are collected before they are recorded. A container's start waits for three calls in a
+// row; their disk writes should not queue behind one that nobody waits for.
 const joinDelay = 2 * time.Second
 
 // recordJoins records joins until ctx ends, those of one delay side by side, which etcd writes to its log together.
@@ -89,7 +89,8 @@ func (d *Driver) recordJoins(ctx context.Context) {
 			j := <-d.joins
 			g.Go(func() error {
 				if err := d.recordJoin(ctx, j); err != nil && ctx.Err() == nil {
-					d.log.Warn("cannot record that Docker has an interface", "network", j.network, "endpoint", j.endpoint, "error", err)
+					d.log.Warn("cannot record that Docker has an interface",
+						"network", j.network, "endpoint", j.endpoint, "error", err)
 				}
 				return nil
 			})

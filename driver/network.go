@@ -14,8 +14,8 @@ import (
 	"github.com/netdriver/netdriver/vxlan"
 )
 
-// createNetwork makes this node's Docker network a member of a cluster network, and makes that network if it is the first.
-// Asked again for the same Docker network it changes nothing. If the kernel refuses, the membership is undone.
+// createNetwork makes this node's Docker network a member of a cluster network, and makes that network if it is the
+// first. Asked again for the same Docker network it changes nothing. If the kernel refuses, the membership is undone.
 func (d *Driver) createNetwork(ctx context.Context, req *network.CreateNetworkRequest) (plugin.Empty, error) {
 	if err := store.CheckID("network", req.NetworkID); err != nil {
 		return plugin.Empty{}, err
@@ -34,7 +34,8 @@ func (d *Driver) createNetwork(ctx context.Context, req *network.CreateNetworkRe
 		return plugin.Empty{}, err
 	}
 	if err := d.await(ctx, name, store.NetworkKey(name), revision); err != nil {
-		return plugin.Empty{}, errors.Join(err, d.undo(ctx, func(ctx context.Context) error { return d.quit(ctx, req.NetworkID) }))
+		quit := func(ctx context.Context) error { return d.quit(ctx, req.NetworkID) }
+		return plugin.Empty{}, errors.Join(err, d.undo(ctx, quit))
 	}
 	return plugin.Empty{}, nil
 }
@@ -131,7 +132,8 @@ func (d *Driver) change(ctx context.Context, s spec, dr *draft, alter func(*stor
 	return t, nil
 }
 
-// claimed tells the claims on a pool that were made through this node for what s is: a network of its own, or a swarm's.
+// claimed tells the claims on a pool that were made through this node for what s is: a network of its own, or a
+// swarm's.
 func (d *Driver) claimed(s spec) func(store.Claim) bool {
 	return func(c store.Claim) bool { return c.Node == d.site.node && c.Swarm == s.allocation }
 }
@@ -195,8 +197,8 @@ func (d *Driver) chooseVNI(ctx context.Context, s spec, name string) (vxlan.VNI,
 	return 0, fmt.Errorf("no free VNI found for network %s in %d tries; choose one with --opt vni=N", name, retries)
 }
 
-// quit ends a membership, with this node's endpoints in it, and the whole network if it was the last one and no swarm has
-// it. A membership that does not exist is no error: Docker may ask twice.
+// quit ends a membership, with this node's endpoints in it, and the whole network if it was the last one and no swarm
+// has it. A membership that does not exist is no error: Docker may ask twice.
 func (d *Driver) quit(ctx context.Context, dockerID string) error {
 	nw, err := d.networkOf(ctx, dockerID)
 	if errors.Is(err, ErrUnknown) {

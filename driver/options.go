@@ -80,8 +80,8 @@ func parseNetwork(req *network.CreateNetworkRequest) (spec, error) {
 	return s, errors.Join(append(errs, s.checkSubnets())...)
 }
 
-// parseAllocation validates an AllocateNetwork request, whose options are the user's alone; its subnets do not say which
-// IPAM driver they come from.
+// parseAllocation validates an AllocateNetwork request, whose options are the user's alone; its subnets do not say
+// which IPAM driver they come from.
 func parseAllocation(req *network.AllocateNetworkRequest) (spec, error) {
 	s := spec{allocation: true}
 	var errs []error
@@ -163,7 +163,8 @@ func (s *spec) set(key, value string) (err error) {
 		return fmt.Errorf("unknown option --opt %s=%s; the options are %s", key, value, strings.Join(known, ", "))
 	}
 	if err != nil {
-		return fmt.Errorf("bad option --opt %s=%s (%s): %w", key, value, optionHelp()[strings.TrimPrefix(key, labelPrefix+"network.driver.")], err)
+		help := optionHelp()[strings.TrimPrefix(key, labelPrefix+"network.driver.")]
+		return fmt.Errorf("bad option --opt %s=%s (%s): %w", key, value, help, err)
 	}
 	return nil
 }
@@ -188,7 +189,8 @@ func (s *spec) setMTU(value string) error {
 func (s spec) contradictions(nw store.Network) error {
 	var errs []error
 	differ := func(what string, have, asked any) {
-		errs = append(errs, fmt.Errorf("%s is %v in the cluster (made by node %s), asked for %v", what, have, nw.Creator, asked))
+		errs = append(errs, fmt.Errorf("%s is %v in the cluster (made by node %s), asked for %v",
+			what, have, nw.Creator, asked))
 	}
 	if s.mode != "" && s.mode != nw.Mode {
 		differ(optionMode, nw.Mode, s.mode)
@@ -209,7 +211,8 @@ func (s spec) contradictions(nw store.Network) error {
 		differ("subnets", nw.Subnets, s.subnets)
 	}
 	if len(errs) > 0 {
-		errs = append(errs, fmt.Errorf("omit what differs, use the cluster's values, or choose another --opt network=NAME than %s", nw.Name))
+		errs = append(errs, fmt.Errorf("omit what differs, use the cluster's values, or choose another "+
+			"--opt network=NAME than %s", nw.Name))
 	}
 	return errors.Join(errs...)
 }

@@ -135,8 +135,8 @@ func (d *Driver) isMine(network string) (mine bool) {
 	return mine
 }
 
-// apply makes the kernel agree with the records of a network as the mirror has them now. Records that have not been read
-// whole are not acted upon: half of them would tear down the other half.
+// apply makes the kernel agree with the records of a network as the mirror has them now. Records that have not been
+// read whole are not acted upon: half of them would tear down the other half.
 func (d *Driver) apply(ctx context.Context, network string) error {
 	unlock := d.locks.lock(network)
 	defer unlock()
@@ -243,8 +243,8 @@ func (d *Driver) succeeded(want dataplane.Network, revision int64, generation ui
 	}
 }
 
-// failed remembers why a network is not as wanted, besides what was reached before. It is noted only of networks that are
-// here, or were to be made with that VNI.
+// failed remembers why a network is not as wanted, besides what was reached before. It is noted only of networks that
+// are here, or were to be made with that VNI.
 func (d *Driver) failed(network string, vni vxlan.VNI, problem error) {
 	d.applied.mu.Lock()
 	defer d.applied.mu.Unlock()
@@ -278,9 +278,9 @@ func (d *Driver) doubt(network string) {
 	}
 }
 
-// sweep removes networks of ours from the kernel that no record wants: what a daemon left behind that was killed between
-// its last transaction and its last kernel operation. Only once all records have been read, and only what has no
-// containers: a store that is slow, cut off or empty must never tear a working network down.
+// sweep removes networks of ours from the kernel that no record wants: what a daemon left behind that was killed
+// between its last transaction and its last kernel operation. Only once all records have been read, and only what has
+// no containers: a store that is slow, cut off or empty must never tear a working network down.
 func (d *Driver) sweep(ctx context.Context) {
 	if !d.cfg.Mirror.Synced("") || !d.owned() {
 		return

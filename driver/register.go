@@ -19,10 +19,10 @@ const retryEvery = time.Second
 // ErrTaken says that the node's name or address is that of another node of the cluster.
 var ErrTaken = errors.New("taken by another node")
 
-// ErrDisowned says that the store has no record of this node, though it registered: the store was emptied or restored, or
-// the node was removed. Nothing is changed on the node then, since an empty store must not tear down what works.
-var ErrDisowned = errors.New("the store does not know this node any more; nothing is changed on it: restore the store, " +
-	"or restart netdriver to register the node anew")
+// ErrDisowned says that the store has no record of this node, though it registered: the store was emptied or restored,
+// or the node was removed. Nothing is changed on the node then, since an empty store must not tear down what works.
+var ErrDisowned = errors.New("the store does not know this node any more; nothing is changed on it: restore the " +
+	"store, or restart netdriver to register the node anew")
 
 // register writes the node's record, as soon as the store can be reached, and waits for the mirror to show it.
 func (d *Driver) register(ctx context.Context) error {

@@ -20,8 +20,9 @@ import (
 // up the network and starts no task in it any more, without a word to its user.
 const swarmTimeout = 22 * time.Second
 
-// allocateNetwork makes the cluster network that a swarm network stands for, or finds it: each new leader asks again, with
-// the options that were answered first. The answer's options replace the user's on every node, so all of them are in it.
+// allocateNetwork makes the cluster network that a swarm network stands for, or finds it: each new leader asks again,
+// with the options that were answered first. The answer's options replace the user's on every node, so all of them are
+// in it.
 func (d *Driver) allocateNetwork(ctx context.Context, req *network.AllocateNetworkRequest) (
 	*network.AllocateNetworkResponse, error,
 ) {
@@ -141,8 +142,8 @@ func overlapError(subnet netip.Prefix, p store.Pool) error {
 		"--subnet, or let netdriver give the addresses: --ipam-driver custom-overlay:latest", subnet, p.Subnet, p.Network)
 }
 
-// freeNetwork ends the swarm's part of a network. It goes at once if no node is a member, else with its last one: a node
-// that is away cleans up when it returns.
+// freeNetwork ends the swarm's part of a network. It goes at once if no node is a member, else with its last one: a
+// node that is away cleans up when it returns.
 func (d *Driver) freeNetwork(ctx context.Context, req *network.FreeNetworkRequest) (plugin.Empty, error) {
 	if err := store.CheckID("network", req.NetworkID); err != nil {
 		return plugin.Empty{}, err

@@ -2,7 +2,9 @@ package driver
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -155,21 +157,38 @@ func TestAPlainNetworkAndASwarmsStandSideBySide(t *testing.T) {
 	s.clean("the swarm's network")
 }
 
-func TestASwarmMayJoinAPlainNetworkThatOutlivesIt(t *testing.T) {
-	mem := store.NewMemory()
-	s := swarmOf(t, mem, newHost(t, mem, "n1", "192.0.2.1"), newHost(t, mem, "n2", "192.0.2.2"))
-	plain, err := s.hosts[1].createNetwork("d1", "10.10.0.0/24", "network", "web")
-	s.must(err)
-	s.must(s.createNetwork("s1", "10.10.0.0/24", "network", "web"))
-	task, err := s.start(s.hosts[0])
-	s.must(err)
-	s.must(s.stop(task))
-	s.must(s.removeNetwork())
-	if nw := record[store.Network](t, mem, store.NetworkKey("web")); nw.Swarm != "" || len(nw.Members) != 1 {
-		t.Errorf("network %+v, want it with its plain member only", nw)
+func TestASwarmAndPlainEnginesMayShareANetworkThatGoesWithTheLastOfThem(t *testing.T) {
+	for _, plainFirst := range []bool{true, false} {
+		t.Run(fmt.Sprintf("plain_first=%v", plainFirst), func(t *testing.T) {
+			mem := store.NewMemory()
+			h1, h2 := newHost(t, mem, "n1", "192.0.2.1"), newHost(t, mem, "n2", "192.0.2.2")
+			s := swarmOf(t, mem, h1, h2)
+			var n dockerNetwork
+			steps := []func() error{
+				func() (err error) { n, err = h2.createNetwork("d1", "10.10.0.0/24", "network", "web"); return err },
+				func() error { return s.createNetwork("s1", "10.10.0.0/24", "network", "web") },
+			}
+			if !plainFirst {
+				slices.Reverse(steps)
+			}
+			for _, step := range steps {
+				s.must(step())
+			}
+			c, err := h2.run(n, container{id: "p1", mac: macN(900)})
+			s.must(err)
+			task, err := s.start(h1)
+			s.must(err)
+			if bare(task.address) == bare(c.address) {
+				t.Errorf("both have %s", c.address)
+			}
+			s.must(errors.Join(s.stop(task), s.removeNetwork()))
+			if nw := record[store.Network](t, mem, store.NetworkKey("web")); nw.Swarm != "" || len(nw.Members) != 1 {
+				t.Errorf("network %+v, want it with its plain member only", nw)
+			}
+			s.must(errors.Join(h2.remove(n, c), h2.removeNetwork(n)))
+			s.must(h2.empty())
+		})
 	}
-	s.must(s.hosts[1].removeNetwork(plain))
-	s.must(s.hosts[1].empty())
 }
 
 func TestANetworkThatTheSwarmHasForgottenIsFreed(t *testing.T) {

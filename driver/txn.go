@@ -17,9 +17,9 @@ type txn struct {
 func (t *txn) require(conds ...store.Cond) { t.conds = append(t.conds, conds...) }
 func (t *txn) write(ops ...store.Op)       { t.ops = append(t.ops, ops...) }
 
-// commit commits what prepare makes of the records as it finds them, again if somebody else has written meanwhile, which
-// prepare itself may find, too. A transaction that writes nothing is not sent: there is nothing to do, and the revision
-// is 0.
+// commit commits what prepare makes of the records as it finds them, again if somebody else has written meanwhile,
+// which prepare itself may find, too. A transaction that writes nothing is not sent: there is nothing to do, and the
+// revision is 0.
 func (d *Driver) commit(ctx context.Context, prepare func() (txn, error)) (revision int64, err error) {
 	for range retries {
 		t, err := prepare()

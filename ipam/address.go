@@ -255,8 +255,8 @@ func (s *Service) releaseAddress(ctx context.Context, req *ipam.ReleaseAddressRe
 }
 
 // releaseForNode frees an address of this node that no endpoint has. One that an endpoint still has is freed later, by
-// the janitor: its DeleteEndpoint was lost, and until the endpoint is withdrawn everywhere another container must not get
-// it. One that this node does not have (any more) was freed before.
+// the janitor: its DeleteEndpoint was lost, and until the endpoint is withdrawn everywhere another container must not
+// get it. One that this node does not have (any more) was freed before.
 func (s *Service) releaseForNode(ctx context.Context, l store.Lease, kv store.KV) error {
 	if l.Node != s.cfg.Node {
 		return nil

@@ -64,8 +64,8 @@ func (s *Service) write(ctx context.Context, r request, a netip.Addr) (holding, 
 	return holding{l, kv}, nil
 }
 
-// recognise returns the lease that conflicts with l if it is l itself: an earlier attempt to write it succeeded, and only
-// the answer was lost. Nobody would ever free another one: what the swarm has is not the janitor's.
+// recognise returns the lease that conflicts with l if it is l itself: an earlier attempt to write it succeeded, and
+// only the answer was lost. Nobody would ever free another one: what the swarm has is not the janitor's.
 func (s *Service) recognise(ctx context.Context, l store.Lease, kv store.KV, conflict error) (holding, error) {
 	have, err := s.cfg.Store.Get(ctx, kv.Key)
 	switch {

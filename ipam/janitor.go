@@ -16,10 +16,10 @@ import (
 // ReleasePool of one that failed.
 const claimTTL = 10 * time.Minute
 
-// Reclaim frees this node's endpoint leases that alive denies and returns them, also when others could not be freed. Those
-// that a swarm has, too, stay until it releases them itself. A lease that changes meanwhile is left alone. It looks at
-// the pools of this node's networks, the first time at all pools of the cluster: a lease may be left in one that this
-// node has no part in any more.
+// Reclaim frees this node's endpoint leases that alive denies and returns them, also when others could not be freed.
+// Those that a swarm has, too, stay until it releases them itself. A lease that changes meanwhile is left alone. It
+// looks at the pools of this node's networks, the first time at all pools of the cluster: a lease may be left in one
+// that this node has no part in any more.
 func (s *Service) Reclaim(ctx context.Context, alive func(store.Lease) bool) ([]store.Lease, error) {
 	pools, err := s.pools(ctx)
 	if err != nil {

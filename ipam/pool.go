@@ -243,7 +243,8 @@ func (s *Service) create(ctx context.Context, w wish, guard store.Cond, all []en
 		return store.Pool{}, err
 	}
 	p := store.Pool{
-		Subnet: subnet, Network: w.network, Claims: []store.Claim{s.claim(w.space)}, Creator: s.cfg.Node, Created: s.cfg.Now(),
+		Subnet: subnet, Network: w.network, Claims: []store.Claim{s.claim(w.space)},
+		Creator: s.cfg.Node, Created: s.cfg.Now(),
 	}
 	conds := []store.Cond{guard, store.Absent(store.PoolKey(subnet))}
 	_, err = s.cfg.Store.Commit(ctx, conds,

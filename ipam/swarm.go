@@ -19,8 +19,8 @@ import (
 // for everything that lives once more, and nothing in such a question tells it from that of a user who wants an address
 // with --ip that somebody has: only the second question in one term is.
 //
-// They are forgotten with the process, on purpose: an answer that was lost with it is asked for again, and a replay that
-// is refused breaks the swarm, while an address granted twice is refused on the node (claimFromSwarm).
+// They are forgotten with the process, on purpose: an answer that was lost with it is asked for again, and a replay
+// that is refused breaks the swarm, while an address granted twice is refused on the node (claimFromSwarm).
 type terms struct {
 	mu    sync.Mutex
 	asked map[netip.Prefix]map[netip.Addr]bool
@@ -59,8 +59,8 @@ func (t *terms) has(subnet netip.Prefix, a netip.Addr) bool {
 }
 
 // BeginTerm says that a leader repeats what the swarm has in the network with these subnets: everything in it will be
-// asked for once. AllocateNetwork tells it, not the RequestPool before, which comes as well of a second network with the
-// same subnet: a swarm tries that one anew at each of its events, for as long as it is refused.
+// asked for once. AllocateNetwork tells it, not the RequestPool before, which comes as well of a second network with
+// the same subnet: a swarm tries that one anew at each of its events, for as long as it is refused.
 func (s *Service) BeginTerm(subnets []netip.Prefix) {
 	for _, subnet := range subnets {
 		s.terms.begin(subnet)
@@ -122,10 +122,10 @@ func vacate(l store.Lease, kv store.KV) store.Op {
 	return store.Delete(kv.Key)
 }
 
-// Orphans returns the leases that only a swarm has, older than before, of addresses that are not known to be a task's or
-// a service's: their release was lost, as it is when a leader's daemon is away for longer than Docker waits. Docker's API
-// does not list all that a swarm allocates (an address per node and network for some drivers), so nothing frees them by
-// itself: an administrator looks and decides. Read known after before.
+// Orphans returns the leases that only a swarm has, older than before, of addresses that are not known to be a task's
+// or a service's: their release was lost, as it is when a leader's daemon is away for longer than Docker waits.
+// Docker's API does not list all that a swarm allocates (an address per node and network for some drivers), so nothing
+// frees them by itself: an administrator looks and decides. Read known after before.
 func Orphans(ctx context.Context, s store.Store, before time.Time, known map[netip.Addr]bool) ([]store.Lease, error) {
 	kvs, _, err := s.List(ctx, store.LeasePrefix)
 	if err != nil {
