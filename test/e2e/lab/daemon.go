@@ -78,7 +78,7 @@ func (n *Node) StartDaemon(ctx context.Context, config DaemonConfig) error {
 // activate makes the first call that dockerd makes to a plugin.
 func (n *Node) activate(ctx context.Context) error {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", n.Path(pluginSocket))
+		return n.dial(ctx, pluginSocket)
 	}}
 	defer transport.CloseIdleConnections()
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/Plugin.Activate", nil)

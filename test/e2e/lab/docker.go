@@ -2,18 +2,24 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/netdriver/netdriver/test/e2e/lab/guest"
 )
 
 // dockerLimit is how long dockerd may take to answer or to stop. It gives its own containers 10 s to stop.
 const dockerLimit = 60 * time.Second
+
+// dockerSocket is where dockerd listens in every node, Docker's default.
+const dockerSocket = "/run/docker.sock"
 
 // StartDocker starts the node's dockerd and waits until it answers. The arguments are added to its command line.
 func (n *Node) StartDocker(ctx context.Context, args ...string) error {
@@ -25,24 +31,33 @@ func (n *Node) StartDocker(ctx context.Context, args ...string) error {
 	if err := os.WriteFile(config, []byte("{}\n"), 0o644); err != nil {
 		return fmt.Errorf("start dockerd on %s: %w", n.Name, err)
 	}
-	// Managed plugins, unlike containers, get control groups below dockerd's own.
-	command := append([]string{"bash", "-c", joinScript + `exec "$@"`, n.lab.cgroup + "/" + n.Name + "-dockerd", "dockerd",
+	command := []string{"dockerd",
 		"--config-file", config,
 		"--data-root", filepath.Join(n.Dir, "docker"),
-		"--host", "unix:///run/docker.sock",
+		"--host", "unix://" + dockerSocket,
 		"--exec-opt", "native.cgroupdriver=cgroupfs",
-		"--cgroup-parent", "/" + n.lab.cgroup + "/" + n.Name,
-	}, args...)
-	p, err := n.start("dockerd", nil, command...)
+	}
+	if n.virtual() {
+		_, inside := manage()
+		engine := netip.AddrPortFrom(inside.Addr(), guest.EnginePort)
+		command = append(command, "--host", "tcp://"+engine.String(), "--tls=false")
+	} else {
+		// Managed plugins, unlike containers, get control groups below dockerd's own.
+		join := []string{"bash", "-c", joinScript + `exec "$@"`, n.lab.cgroup + "/" + n.Name + "-dockerd"}
+		command = slices.Concat(join, command, []string{"--cgroup-parent", "/" + n.lab.cgroup + "/" + n.Name})
+	}
+	p, err := n.start("dockerd", nil, append(command, args...)...)
 	if err != nil {
 		return fmt.Errorf("start dockerd on %s: %w", n.Name, err)
 	}
 	n.docker = p
 	answers := func(ctx context.Context) error {
-		if _, err := os.Stat(n.Path("/run/docker.sock")); err != nil {
+		connection, err := n.dial(ctx, dockerSocket)
+		if err != nil {
 			return err
 		}
-		_, err := n.Docker(ctx, "info", "--format", "{{.ServerVersion}}")
+		connection.Close()
+		_, err = n.Docker(ctx, "info", "--format", "{{.ServerVersion}}")
 		return err
 	}
 	if err := p.waitFor(ctx, dockerLimit, answers); err != nil {
@@ -61,7 +76,7 @@ func (n *Node) StopDocker(signal syscall.Signal) error {
 		return fmt.Errorf("stop dockerd on %s: %w", n.Name, err)
 	}
 	// After a SIGKILL the old socket file would look like a dockerd that does not answer.
-	if err := os.Remove(n.Path("/run/docker.sock")); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if _, err := n.Exec(context.Background(), "rm", "-f", dockerSocket); err != nil {
 		return fmt.Errorf("stop dockerd on %s: %w", n.Name, err)
 	}
 	return nil

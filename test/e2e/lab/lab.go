@@ -4,6 +4,10 @@
 // run in it see the default paths: /run/docker.sock, /run/docker/plugins, /run/netdriver. The nodes' eth0 hang on
 // one bridge in a namespace of the lab's own, [Lab.Outside], which also stands for the rest of the world.
 //
+// A virtual node ([Config.Virtual]) has a kernel of its own, user-mode Linux 6.1, which runs in such namespaces. It has
+// what the machine's kernel may lack (ESP, IPVS, NFS, VLANs) and is slow: every system call of its processes takes several
+// of the machine's. Tests treat both alike.
+//
 // Each node's first process is the init of its PID namespace and waits for the end of a pipe that the lab's maker
 // holds. So whatever way the maker ends, the kernel ends every process of the node with it, and the node's mounts
 // and devices vanish with the last of them; nothing is ever looked up by name.
@@ -38,6 +42,11 @@ type Config struct {
 	MTU int
 	// Binary is the netdriver program; the demo and the tests build it first. Empty: the lab has no netdriver.
 	Binary string
+	// Virtual makes all nodes virtual ones, with kernels of their own as Kernel says.
+	Virtual bool
+	Kernel  Kernel
+	// Kernels are those of single nodes, by number from 1. These nodes are virtual even if the others are not.
+	Kernels map[int]Kernel
 }
 
 // A Lab is a running set of nodes. Its methods may be called from several goroutines, those of one node may not.
@@ -83,7 +92,12 @@ func New(ctx context.Context, config Config) (*Lab, error) {
 func (l *Lab) up(ctx context.Context) error {
 	l.Outside = l.node("outside", l.addr(254))
 	for i := range l.config.Nodes {
-		l.Nodes = append(l.Nodes, l.node(fmt.Sprintf("n%d", i+1), l.addr(i+1)))
+		n := l.node(fmt.Sprintf("n%d", i+1), l.addr(i+1))
+		n.kernel = l.config.kernel(i + 1)
+		l.Nodes = append(l.Nodes, n)
+	}
+	if err := l.buildAgent(ctx); err != nil {
+		return err
 	}
 	var group errgroup.Group
 	for _, n := range append([]*Node{l.Outside}, l.Nodes...) {
@@ -103,7 +117,7 @@ func (l *Lab) up(ctx context.Context) error {
 			return fmt.Errorf("connect node %s to the lab's switch: %w", n.Name, err)
 		}
 	}
-	return nil
+	return l.each(func(n *Node) error { return n.bootKernel(ctx) })
 }
 
 // addr is the underlay address with host part i.
@@ -222,6 +236,9 @@ func (l *Lab) plug(n *Node) error {
 	if err := outside.LinkSetUp(port); err != nil {
 		return fmt.Errorf("set %s up: %w", n.Name, err)
 	}
+	if n.virtual() {
+		return nil // its kernel has the address
+	}
 	inside, err := n.netlink()
 	if err != nil {
 		return err
@@ -260,11 +277,7 @@ func (l *Lab) configure(handle *netlink.Handle, name string, addr netip.Addr) er
 	if err != nil {
 		return err
 	}
-	bits := "24"
-	if l.config.IPv6 {
-		bits = "64"
-	}
-	parsed, err := netlink.ParseAddr(addr.String() + "/" + bits)
+	parsed, err := netlink.ParseAddr(netip.PrefixFrom(addr, l.bits()).String())
 	if err != nil {
 		return err
 	}
@@ -278,6 +291,14 @@ func (l *Lab) configure(handle *netlink.Handle, name string, addr netip.Addr) er
 		return fmt.Errorf("set %s up: %w", name, err)
 	}
 	return nil
+}
+
+// bits is the length of the underlay's prefix.
+func (l *Lab) bits() int {
+	if l.config.IPv6 {
+		return 64
+	}
+	return 24
 }
 
 // family is the underlay's address family as an option of ip(8).

@@ -41,6 +41,7 @@ ip link set lo up
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo "nameserver $1" >"$HOME/resolv.conf"
 ! [ -e /etc/resolv.conf ] || mount --bind "$HOME/resolv.conf" /etc/resolv.conf
+if [ "$2" = virtual ]; then echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; fi
 echo ready
 read -r _`
 
@@ -58,6 +59,9 @@ type Node struct {
 	docker  *process
 	daemon  *process
 	systemd *process
+
+	kernel  *Kernel  // of a virtual node
+	machine *process // that kernel, running
 }
 
 func (l *Lab) node(name string, addr netip.Addr) *Node {
@@ -70,7 +74,7 @@ func (n *Node) boot(ctx context.Context) error {
 		return fmt.Errorf("boot node %s: %w", n.Name, err)
 	}
 	cmd := exec.Command("unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
-		"--propagation", "private", "bash", "-c", bootScript, n.Name, n.Addr.String())
+		"--propagation", "private", "bash", "-c", bootScript, n.Name, n.Addr.String(), n.kind())
 	cmd.Env = n.env()
 	// Never written to: its end, when this process ends or in halt, is what ends the node.
 	if _, err := cmd.StdinPipe(); err != nil {
@@ -103,12 +107,12 @@ func (n *Node) halt() error {
 	if err := n.init.stop(unix.SIGKILL, 20*time.Second); err != nil {
 		return fmt.Errorf("halt node %s: %w", n.Name, err)
 	}
-	for _, p := range []*process{n.docker, n.daemon, n.systemd} {
+	for _, p := range []*process{n.docker, n.daemon, n.systemd, n.machine} {
 		if p != nil {
 			<-p.done
 		}
 	}
-	n.init, n.docker, n.daemon, n.systemd = nil, nil, nil, nil
+	n.init, n.docker, n.daemon, n.systemd, n.machine = nil, nil, nil, nil, nil
 	return nil
 }
 
@@ -127,7 +131,10 @@ func (n *Node) PowerOn(ctx context.Context) error {
 	if err := n.lab.record(); err != nil {
 		return fmt.Errorf("boot node %s again: %w", n.Name, err)
 	}
-	return n.lab.plug(n)
+	if err := n.lab.plug(n); err != nil {
+		return fmt.Errorf("boot node %s again: %w", n.Name, err)
+	}
+	return n.bootKernel(ctx)
 }
 
 // Reboot is PowerOff and PowerOn.
@@ -149,8 +156,16 @@ func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return n.enter(ctx, []string{"--mount=" + filepath.Join(ns, "mnt"), "--pid=" + filepath.Join(ns, "pid_for_children")}, args)
 }
 
-// command prepares a command in the node's own namespaces, where its dockerd runs.
+// command prepares a command where the node's dockerd runs.
 func (n *Node) command(ctx context.Context, args ...string) *exec.Cmd {
+	if n.virtual() {
+		args = n.across(args)
+	}
+	return n.outer(ctx, args...)
+}
+
+// outer prepares a command in the node's own namespaces, which of a virtual node are not the ones that its processes see.
+func (n *Node) outer(ctx context.Context, args ...string) *exec.Cmd {
 	return n.enter(ctx, []string{"--mount", "--pid"}, args)
 }
 
@@ -181,12 +196,14 @@ func (n *Node) Exec(ctx context.Context, args ...string) (string, error) {
 // env is the environment of all commands in the node. Nothing of the caller's is passed on, so no DOCKER_HOST,
 // context or client configuration of the user's leads a command out of the lab. Debian's docker comes before a
 // newer client.
-func (n *Node) env() []string {
+func (n *Node) env() []string { return []string{"PATH=" + n.path(), "HOME=" + n.Dir, "LC_ALL=C"} }
+
+func (n *Node) path() string {
 	path := "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 	if n.lab.config.Binary != "" {
 		path = filepath.Dir(n.lab.config.Binary) + ":" + path
 	}
-	return []string{"PATH=" + path, "HOME=" + n.Dir, "LC_ALL=C"}
+	return path
 }
 
 // log is the file that takes the output of one of the node's processes.
@@ -204,7 +221,16 @@ func (n *Node) netlink() (*netlink.Handle, error) {
 	return netlink.NewHandleAt(ns)
 }
 
-// Path is where a file of the node, such as /run/docker.sock, is found from outside the node.
+// kind is the node's kind, as its bootScript calls it.
+func (n *Node) kind() string {
+	if n.virtual() {
+		return "virtual"
+	}
+	return "namespace"
+}
+
+// Path is where a file of a namespace node, such as /run/docker.sock, is found from outside the node. What is in the
+// memory of a virtual node's kernel has no such place.
 func (n *Node) Path(inside string) string {
 	return filepath.Join("/proc", strconv.Itoa(n.pid()), "root", inside)
 }
@@ -221,5 +247,9 @@ func (n *Node) pid() int {
 func (n *Node) start(name string, env []string, args ...string) (*process, error) {
 	cmd := n.command(context.Background(), args...)
 	cmd.Env = slices.Concat(cmd.Env, env)
-	return start(cmd, n.log(name))
+	p, err := start(cmd, n.log(name))
+	if err == nil {
+		p.relay = n.virtual()
+	}
+	return p, err
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/test/e2e/lab/guest"
 )
 
 // pollEvery is how often a condition that cannot be waited for is looked at.
@@ -20,7 +22,8 @@ const pollEvery = 20 * time.Millisecond
 // A process is a long-running program in a node. It is the child of unshare or nsenter: they have to fork to get
 // into a PID namespace, so the process that counts is not the one that was started.
 type process struct {
-	pid    int // in this process's PID namespace
+	pid    int  // in this process's PID namespace
+	relay  bool // it passes signals on to the process in a virtual node that it stands for
 	log    string
 	parent *exec.Cmd
 	done   chan struct{} // closed once it has ended; err may be read then
@@ -97,7 +100,11 @@ func (p *process) stop(signal syscall.Signal, limit time.Duration) error {
 	if p.ended() {
 		return nil
 	}
-	if err := unix.Kill(p.pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+	sent := signal
+	if p.relay {
+		sent = guest.Signal(signal)
+	}
+	if err := unix.Kill(p.pid, sent); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("send %s to process %d: %w", unix.SignalName(signal), p.pid, err)
 	}
 	select {
