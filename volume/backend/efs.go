@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +17,9 @@ import (
 	"github.com/netdriver/netdriver/volume/option"
 	"github.com/netdriver/netdriver/volume/tunnel"
 )
+
+// tunnelStart is what a tunnel's process may take to start.
+const tunnelStart = 5 * time.Second
 
 // prepareEFS mounts an EFS file system as what it is, an NFS 4.1 server, through TLS unless the user wants none. The
 // handshake is made here first: a certificate that is refused would otherwise show as a mount that hangs.
@@ -49,7 +53,10 @@ func (s *session) prepareEFS(ctx context.Context) (mount.Plan, error) {
 		return mount.Plan{}, err
 	}
 	cfg.Server = netip.AddrPortFrom(s.server, uint16(number))
-	local, err := tunnel.Open(ctx, s.host.Tunnels, s.host.Tunnel, cfg)
+	// Starting a process is this node's affair: it has time of its own.
+	starting, cancel := context.WithTimeout(context.WithoutCancel(ctx), tunnelStart)
+	defer cancel()
+	local, err := tunnel.Open(starting, s.host.Tunnels, s.host.Tunnel, cfg)
 	if err != nil {
 		return mount.Plan{}, err
 	}
