@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/dataplane/balance"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -34,6 +35,7 @@ type Sources struct {
 type Plane interface {
 	Present(ctx context.Context) ([]dataplane.Network, error)
 	Receipts(vni vxlan.VNI) []dataplane.Receipt
+	Counts(ctx context.Context, vni vxlan.VNI) ([]balance.Count, error)
 }
 
 // Driver is what diag needs of the driver; *driver.Driver is the real one.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/dataplane/balance"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -24,12 +25,19 @@ type fakeNode struct {
 	plan     []string
 	planErr  error
 	problems map[string]error
+	counts   []balance.Count
 }
 
 func (f *fakeNode) Present(context.Context) ([]dataplane.Network, error) { return f.present, nil }
 func (f *fakeNode) Receipts(vxlan.VNI) []dataplane.Receipt               { return f.receipts }
 func (f *fakeNode) Diff(context.Context, string) ([]string, error)       { return f.plan, f.planErr }
-func (f *fakeNode) Problems() map[string]error                           { return f.problems }
+func (f *fakeNode) Counts(context.Context, vxlan.VNI) ([]balance.Count, error) {
+	if f.counts == nil {
+		return nil, balance.ErrUnsupported
+	}
+	return f.counts, nil
+}
+func (f *fakeNode) Problems() map[string]error { return f.problems }
 
 // testCluster is a store with a network my-net on three nodes, seen from node1.
 type testCluster struct {

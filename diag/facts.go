@@ -68,6 +68,7 @@ type facts struct {
 	receipts  []dataplane.Receipt
 	services  []service
 	names     map[string]store.Name // of endpoints, by id
+	sent      map[destination]Sent  // by clients here; nil if nothing was counted
 }
 
 // cluster reads what is needed for all reports.
@@ -214,6 +215,9 @@ func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, whole bool
 				f.services = append(f.services, service{s, 0})
 			}
 		})
+	}
+	if whole {
+		f.sent = d.sent(ctx, nw, len(f.services) > 0)
 	}
 	if slices.Contains(members(nw.Network), f.me.Name) {
 		if d.src.Mirror.Synced(nw.Name) {

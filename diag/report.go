@@ -196,6 +196,16 @@ type Backend struct {
 	// Node and Endpoint are where it is; empty without an endpoint.
 	Node     string `json:"node,omitempty"`
 	Endpoint string `json:"endpoint,omitempty"`
+	// Sent is what clients on the node that made the report have sent to it; nil if nothing is counted there.
+	Sent *Sent `json:"sent,omitempty"`
+}
+
+// Sent is what went to a backend through its service's virtual address since it is balanced on this node: Flows begun,
+// Packets, and Bytes with the Ethernet headers.
+type Sent struct {
+	Flows   uint64 `json:"flows"`
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
 }
 
 // Data says where a report comes from.

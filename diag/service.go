@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -28,6 +29,48 @@ func (d *Diagnosis) readServices(ctx context.Context, f *facts, names bool) erro
 	return err
 }
 
+// destination is a backend of a service, as the data plane counts.
+type destination struct {
+	service string
+	address netip.Addr
+}
+
+// sent returns what clients on this node have sent to the backends of a network. Counters that cannot be read are only
+// missing: whether the kernel is as wanted is judged elsewhere.
+func (d *Diagnosis) sent(ctx context.Context, nw network, services bool) map[destination]Sent {
+	if !services {
+		return nil
+	}
+	counts, err := d.src.Plane.Counts(ctx, nw.VNI)
+	if err != nil {
+		return nil
+	}
+	out := make(map[destination]Sent, len(counts))
+	for _, c := range counts {
+		at := destination{c.Service, c.Address} // an address may have moved to another MAC meanwhile: both are counted
+		out[at] = out[at].plus(Sent{c.Flows, c.Packets, c.Bytes})
+	}
+	return out
+}
+
+func (s Sent) plus(o Sent) Sent {
+	return Sent{s.Flows + o.Flows, s.Packets + o.Packets, s.Bytes + o.Bytes}
+}
+
+// sentTo returns what was sent to a backend of a service, nil if nothing was counted for it here.
+func (f facts) sentTo(service string, addresses []netip.Addr) *Sent {
+	var sum *Sent
+	for _, a := range addresses {
+		if s, counted := f.sent[destination{service, a}]; counted {
+			if sum == nil {
+				sum = &Sent{}
+			}
+			*sum = sum.plus(s)
+		}
+	}
+	return sum
+}
+
 // serviceRows returns the services by name, each with its backends by name.
 func (f facts) serviceRows() []Service {
 	if len(f.services) == 0 {
@@ -48,6 +91,7 @@ func (f facts) serviceRows() []Service {
 			}
 			row.Backends = append(row.Backends, Backend{
 				Task: b.Task, Name: b.Name, Addresses: b.Addresses, State: state, Node: at.Node, Endpoint: at.ID,
+				Sent: f.sentTo(s.ID, b.Addresses),
 			})
 		}
 		slices.SortFunc(row.Backends, func(a, b Backend) int {

@@ -7,7 +7,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netdriver/netdriver/dataplane/balance"
 	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
 )
 
 // serve publishes a service web with a VIP and the tasks of the given endpoints' addresses, as all nodes have seen.
@@ -44,6 +46,25 @@ func TestAServiceShowsWhereItsTasksAreAndInWhatState(t *testing.T) {
 	}}
 	if diff := cmp.Diff(want, r.Services, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("services (-want +got):\n%s", diff)
+	}
+}
+
+func TestWhatClientsHereSentToABackendIsCounted(t *testing.T) {
+	c := newCluster(t)
+	c.serve(task("web.1", 2, false), task("web.2", 3, false))
+	if b := c.report().Services[0].Backends; b[0].Sent != nil {
+		t.Errorf("nothing is counted: %+v", b[0].Sent)
+	}
+	count := func(service string, i int, mac byte, flows uint64) balance.Count {
+		return balance.Count{
+			Backend: balance.Backend{Service: service, Address: endpointRecord(i, 1).Addrs()[0], MAC: vxlan.MAC{2, mac}},
+			Flows:   flows, Packets: 10 * flows, Bytes: 1000 * flows,
+		}
+	}
+	c.node.counts = []balance.Count{count("s1", 2, 1, 3), count("s1", 2, 2, 4), count("s2", 2, 1, 100)}
+	b := c.report().Services[0].Backends
+	if b[0].Sent == nil || *b[0].Sent != (Sent{7, 70, 7000}) || b[1].Sent != nil {
+		t.Errorf("web.1 %+v, web.2 %+v, want both MACs of web.1 together and nothing else", b[0].Sent, b[1].Sent)
 	}
 }
 

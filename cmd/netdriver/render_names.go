@@ -73,13 +73,21 @@ func (p painter) services(services []diag.Service) string {
 	for _, s := range services {
 		head := table.Row{s.Name, addresses(s.VIPs, "dnsrr"), fmt.Sprintf("%d/%d", s.Ready, len(s.Backends))}
 		if len(s.Backends) == 0 {
-			rows = append(rows, append(head, none, none, none, none))
+			rows = append(rows, append(head, none, none, none, none, none))
 		}
 		for _, b := range s.Backends {
 			rows = append(rows, append(slices.Clone(head),
-				b.Name, known(b.Node), addresses(b.Addresses, none), p.state(b.State)))
+				b.Name, known(b.Node), addresses(b.Addresses, none), p.state(b.State), sent(b.Sent)))
 		}
 	}
-	text := columns(table.Row{"SERVICE", "VIP", "READY", "TASK", "NODE", "ADDRESS", "STATE"}, rows[:min(len(rows), mostRows)])
+	text := columns(table.Row{"SERVICE", "VIP", "READY", "TASK", "NODE", "ADDRESS", "STATE", "FLOWS HERE"}, rows[:min(len(rows), mostRows)])
 	return text + more(len(rows))
+}
+
+// sent writes how many flows clients here have begun to a backend.
+func sent(s *diag.Sent) string {
+	if s == nil {
+		return none
+	}
+	return fmt.Sprint(s.Flows)
 }

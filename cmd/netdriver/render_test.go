@@ -128,7 +128,7 @@ func swarmed() diag.NetworkReport {
 			e := &r.Endpoints[i-1]
 			e.Service, e.Task = "web", fmt.Sprintf("web.%d.x81nqk3v5s7bqz0xk9f2l4m6p", i)
 			e.Container = e.Task
-			b.Node, b.Endpoint = e.Node, e.ID
+			b.Node, b.Endpoint, b.Sent = e.Node, e.ID, &diag.Sent{Flows: 1234, Packets: 98765, Bytes: 1 << 30}
 		}
 		return b
 	}

@@ -171,7 +171,9 @@ func assemble(
 	parts = append(parts, served...)
 	if docker != nil {
 		services := swarm.New(swarm.Config{Store: s, Mirror: mirror, Docker: docker, Log: log})
-		called := names.New(names.Config{Store: s, Mirror: mirror, Docker: docker, Node: node.Name, Log: log})
+		called := names.New(names.Config{
+			Store: s, Mirror: mirror, Docker: docker, Node: node.Name, Balances: plane.Balances, Log: log,
+		})
 		parts = append(parts, part{"services of the swarm", services.Run}, part{"names", called.Run})
 	}
 	if cfg.Metrics != "" {

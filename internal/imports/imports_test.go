@@ -24,6 +24,7 @@ func allowed() map[string][]string {
 		"dataplane":         {"dataplane/balance"},
 		"dataplane/balance": {},
 		"internal/plugin":   {},
+		"internal/cluster":  {"store/etcd"},
 		"internal/engine":   {},
 		"internal/swarm":    {"internal/engine"},
 		"internal/names":    {"internal/engine"},
@@ -40,9 +41,9 @@ func allowed() map[string][]string {
 		"volume":            {"internal/plugin", "volume/backend", "volume/mount", "volume/option"},
 		"ipam":              {"internal/plugin"},
 		"driver":            {"dataplane", "ipam", "internal/plugin"},
-		"diag":              {"dataplane"},
+		"diag":              {"dataplane", "dataplane/balance"},
 		"internal/control":  {"diag"},
-		"internal/metrics":  {"dataplane", "driver"},
+		"internal/metrics":  {"dataplane", "dataplane/balance", "driver"},
 	}
 }
 

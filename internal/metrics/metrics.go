@@ -17,8 +17,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/dataplane/balance"
 	"github.com/netdriver/netdriver/driver"
 	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
 )
 
 const (
@@ -37,7 +39,10 @@ type Sources struct {
 }
 
 // Plane is what is counted in the data plane; *dataplane.Plane is the real one.
-type Plane interface{ Counters() dataplane.Counters }
+type Plane interface {
+	Counters() dataplane.Counters
+	Counts(ctx context.Context, vni vxlan.VNI) ([]balance.Count, error)
+}
 
 // Metrics is one daemon's registry and the counters that the daemon feeds.
 type Metrics struct {
@@ -80,7 +85,7 @@ func New(src Sources) *Metrics {
 		ConstLabels: prometheus.Labels{"version": src.Version, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.calls, m.callTime, m.reconciles, m.operations, m.lastSuccess, build, newState(src),
+	m.registry.MustRegister(m.calls, m.callTime, m.reconciles, m.operations, m.lastSuccess, build, newState(src), newServices(src),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -116,6 +121,8 @@ func kind(v dataplane.Verb) string {
 		dataplane.SetMaster: "set_master",
 		dataplane.SetFlags:  "set_flags", dataplane.SetMTU: "set_mtu", dataplane.SetUp: "set_up", dataplane.PutFDB: "put_fdb",
 		dataplane.PutNeighbour: "put_neighbour", dataplane.Announce: "announce",
+		dataplane.PutBackend: "put_backend", dataplane.PutVIP: "put_vip", dataplane.Attach: "attach",
+		dataplane.DelVIP: "del_vip", dataplane.DelBackend: "del_backend", dataplane.Detach: "detach",
 		dataplane.DelFDB: "del_fdb", dataplane.DelNeighbour: "del_neighbour",
 		dataplane.DelLink: "del_link",
 	}

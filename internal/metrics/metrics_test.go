@@ -20,6 +20,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/dataplane/balance"
 	"github.com/netdriver/netdriver/driver"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
@@ -32,6 +33,18 @@ type counters struct{}
 
 func (counters) Counters() dataplane.Counters {
 	return dataplane.Counters{Reads: 11, Ops: 12, Failures: 13, Drift: 14}
+}
+
+func (counters) Counts(_ context.Context, vni vxlan.VNI) ([]balance.Count, error) {
+	if vni != 7 {
+		return nil, balance.ErrUnsupported
+	}
+	to := balance.Backend{Service: "s1", Address: netip.MustParseAddr("10.10.0.2"), MAC: vxlan.MAC{2, 1}}
+	moved, gone := to, to
+	moved.MAC, gone.Service = vxlan.MAC{2, 2}, "gone"
+	return []balance.Count{
+		{Backend: to, Flows: 5, Bytes: 500}, {Backend: moved, Flows: 1, Bytes: 50}, {Backend: gone, Flows: 9, Bytes: 9},
+	}, nil
 }
 
 // daemon is the metrics of a node1 that has a network web with one endpoint of its own and two of node2's, has seen
@@ -64,6 +77,14 @@ func daemon(t *testing.T) (*Metrics, *store.Memory) {
 			Name: name, Mode: store.ModeOverlay, VNI: 7, Port: 4789, MTU: 1450, Members: members,
 		})))
 	}
+	put(store.Put(store.ServiceKey("web", "s1"), store.Encode(store.Service{
+		ID: "s1", Name: "front", Network: "web", VIPs: []netip.Addr{netip.MustParseAddr("10.10.0.99")},
+		Backends: []store.Backend{
+			{Task: "t1", Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.2")}},
+			{Task: "t2", Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.3")}, Draining: true},
+			{Task: "t3", Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.200")}},
+		},
+	})), store.Put(store.ServiceKey("web", "s2"), store.Encode(store.Service{ID: "s2", Name: "idle", Network: "web"})))
 	put(store.Put(store.PoolKey(subnet), store.Encode(store.Pool{Subnet: subnet, Network: "web"})))
 	for i, name := range []string{"node1", "node2"} {
 		put(
@@ -164,12 +185,22 @@ func TestAScrapeTellsWhatTheDaemonDidAndKnows(t *testing.T) {
 		`netdriver_pool_leases{pool="10.10.0.0/24"} 3`,
 		`netdriver_network_lag_revisions{network="web"} 2`,
 		`netdriver_store_up 1`,
+		`netdriver_services{network="web",ready="yes"} 1`,
+		`netdriver_services{network="web",ready="no"} 1`,
+		`netdriver_service_backends{network="web",state="ready"} 1`,
+		`netdriver_service_backends{network="web",state="draining"} 1`,
+		`netdriver_service_backends{network="web",state="no endpoint"} 1`,
+		`netdriver_service_flows_total{address="10.10.0.2",network="web",service="front"} 6`,
+		`netdriver_service_sent_bytes_total{address="10.10.0.2",network="web",service="front"} 550`,
 		`netdriver_build_info{goversion="go`,
 		`process_resident_memory_bytes`,
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("the scrape has no %s", want)
 		}
+	}
+	if strings.Contains(got, `service="gone"`) || strings.Contains(got, "} 9\n") {
+		t.Error("a service that is gone is counted")
 	}
 	if strings.Contains(got, `network="other"`) {
 		t.Error("a network that is elsewhere has revisions or endpoints")

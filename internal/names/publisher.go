@@ -47,9 +47,9 @@ type Config struct {
 	Docker Docker
 	// Node is this node's name.
 	Node string
-	// Unbalanced says why this node's kernel cannot balance virtual addresses; empty if it can.
-	Unbalanced string
-	Log        *slog.Logger
+	// Balances says why this node's kernel cannot balance virtual addresses; nil if it can.
+	Balances func() error
+	Log      *slog.Logger
 }
 
 // Publisher writes the names of this node's endpoints and networks.
@@ -245,7 +245,10 @@ func found(local map[string]store.Endpoint, containers []engine.Container) map[s
 // describe publishes what this node's engine and kernel are.
 func (p *Publisher) describe(ctx context.Context) error {
 	p.asked = true
-	is := store.Engine{Node: p.cfg.Node, Unbalanced: p.cfg.Unbalanced}
+	is := store.Engine{Node: p.cfg.Node}
+	if err := p.cfg.Balances(); err != nil {
+		is.Unbalanced = err.Error()
+	}
 	var err error
 	if is.Version, is.Role, err = p.cfg.Docker.Self(ctx); err != nil {
 		is.Version, is.Role = p.engine.Version, p.engine.Role

@@ -121,7 +121,8 @@ func (l *lab) run() (stop func()) {
 	log := slog.New(slog.DiscardHandler)
 	mirror := store.NewMirror(l.mem, log)
 	mirror.Follow("web")
-	p := New(Config{Store: l.mem, Mirror: mirror, Docker: l.host, Node: "n1", Unbalanced: "no eBPF", Log: log})
+	balances := func() error { return errors.New("no eBPF") }
+	p := New(Config{Store: l.mem, Mirror: mirror, Docker: l.host, Node: "n1", Balances: balances, Log: log})
 	ctx, cancel := context.WithCancel(l.t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { mirror.Run(ctx) })
