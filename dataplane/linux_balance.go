@@ -42,7 +42,7 @@ func (l *Linux) Balances() error { return l.balances() }
 
 // probeBalancing is tried once, on the loopback device of our namespace.
 func (l *Linux) probeBalancing() error {
-	return inNamespace(l.ours, func() error { return balance.Probe(loopback) })
+	return inNamespace(l.ours, func() error { return balance.Supported(loopback) })
 }
 
 // port is a local port's device.
@@ -218,7 +218,8 @@ func (r *run) change(b *balancer, op Op) error {
 	case PutBackend:
 		return b.PutBackend(op.backend())
 	case DelBackend:
-		return b.DelBackend(op.backend())
+		probes, err := b.DelBackend(op.backend())
+		return errors.Join(err, r.l.send(probes))
 	case PutVIP:
 		targets, err := parseTargets(op.Backends)
 		if err != nil {
@@ -241,6 +242,21 @@ func (r *run) change(b *balancer, op Op) error {
 	}
 	r.l.forgetPort(op.VNI, op.Device)
 	return b.Detach(int(index))
+}
+
+// send sends the probes. A device that is gone meanwhile has no client.
+func (l *Linux) send(probes []balance.Probe) error {
+	var errs []error
+	for _, p := range probes {
+		to := &unix.SockaddrLinklayer{Ifindex: p.Device, Halen: 6}
+		if err := unix.Sendto(l.frames, p.Frame, 0, to); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENXIO) {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("tell clients that the backend is gone: %w", err)
+	}
+	return nil
 }
 
 func (o Op) backend() balance.Backend {

@@ -37,14 +37,16 @@ func follow(t *testing.T, p *Plane, want Network) {
 	})
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t *testing.T, what string, ok func() bool) { t.Helper(); within(t, time.Second, what, ok) }
+
+func within(t *testing.T, patience time.Duration, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	t.Errorf("not within a second: %s", what)
+	t.Errorf("not within %v: %s", patience, what)
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

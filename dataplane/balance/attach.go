@@ -63,6 +63,19 @@ func (s *Set) Detach(index int) error {
 	return errors.Join(errs...)
 }
 
+// Programs returns the ids of the programs with our names on the device, whatever version they are.
+func (s *Set) Programs(index int) ([]ebpf.ProgramID, error) {
+	from, err := s.hook.programs(index, ingress())
+	if err != nil {
+		return nil, fmt.Errorf("list the programs on the device: %w", err)
+	}
+	to, err := s.hook.programs(index, egress())
+	if err != nil {
+		return nil, fmt.Errorf("list the programs on the device: %w", err)
+	}
+	return slices.Concat(from, to), nil
+}
+
 // Attached says whether both programs are on the device, in this version and over these maps.
 func (s *Set) Attached(index int) (bool, error) {
 	for d, want := range map[direction]*ebpf.Program{ingress(): s.from, egress(): s.to} {

@@ -31,6 +31,8 @@ const (
 	vipsMap       = "vips"
 	backendsMap   = "backends"
 	countsMap     = "counts"
+	tcpFlowsMap   = "tcp_flows"
+	udpFlowsMap   = "udp_flows"
 )
 
 // Set is one network's maps and programs. Its methods may be called from any goroutine; those that take a device's index
@@ -40,6 +42,7 @@ type Set struct {
 	maps     map[string]*ebpf.Map
 	from, to *ebpf.Program
 	ids      map[backendKey]uint32
+	used     map[uint32]bool // ids that no new backend gets
 	hook     hook
 }
 
@@ -59,7 +62,8 @@ func load(maps map[string]*ebpf.Map) (*Set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the program that balances services: %w", err)
 	}
-	s := &Set{maps: c.Maps, from: c.Programs[fromContainer], to: c.Programs[toContainer], ids: map[backendKey]uint32{}}
+	s := &Set{maps: c.Maps, from: c.Programs[fromContainer], to: c.Programs[toContainer], ids: map[backendKey]uint32{},
+		used: map[uint32]bool{}}
 	s.hook = chooseHook()
 	return s, nil
 }

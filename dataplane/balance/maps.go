@@ -31,6 +31,19 @@ type (
 	}
 	// countValue is struct count.
 	countValue struct{ Flows, Packets, Bytes uint64 }
+	// tuple is struct tuple; ports are in network byte order.
+	tuple struct {
+		Client, Server         [16]byte
+		ClientPort, ServerPort [2]byte
+	}
+	// flowValue is struct flow.
+	flowValue struct {
+		Backend, Seen, FIN, Device uint32
+		Port                       [2]byte
+		Kind, State, Tries         uint8
+		MAC                        [6]byte
+		_                          uint8
+	}
 )
 
 func serviceBytes(id string) (b [MaxServiceID]byte) {
@@ -58,7 +71,7 @@ func (s *Set) PutBackend(b Backend) error {
 	if err := s.maps[backendsMap].Put(id, &v); err != nil {
 		return fmt.Errorf("put the backend: %w", full(err))
 	}
-	s.ids[b.key()] = id
+	s.ids[b.key()], s.used[id] = id, true
 	return nil
 }
 
@@ -75,11 +88,7 @@ func full(err error) error {
 func (s *Set) unusedID() uint32 {
 	for {
 		id := rand.Uint32()
-		used := id == 0
-		for _, other := range s.ids {
-			used = used || other == id
-		}
-		if !used {
+		if id != 0 && !s.used[id] {
 			return id
 		}
 	}
@@ -90,21 +99,22 @@ func (s *Set) startCount(id uint32) error {
 	return s.maps[countsMap].Put(id, zero)
 }
 
-// DelBackend removes a backend. Its open TCP connections are reset when their client sends something, its UDP flows go
-// to another backend. One that is not there is no error.
-func (s *Set) DelBackend(b Backend) error {
+// DelBackend removes a backend. Its open TCP connections are reset when their client sends something, and the probes that
+// are returned make the clients do so; its UDP flows go to another backend. One that is not there is no error.
+func (s *Set) DelBackend(b Backend) ([]Probe, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id, known := s.ids[b.key()]
 	if !known {
-		return nil
+		return nil, nil
 	}
 	delete(s.ids, b.key())
+	delete(s.used, id)
 	err := errors.Join(gone(s.maps[backendsMap].Delete(id)), gone(s.maps[countsMap].Delete(id)))
 	if err != nil {
-		return fmt.Errorf("delete the backend: %w", err)
+		return nil, fmt.Errorf("delete the backend: %w", err)
 	}
-	return nil
+	return s.probes(id)
 }
 
 func gone(err error) error {
@@ -179,8 +189,9 @@ func (s *Set) readBackends() (map[uint32]Backend, error) {
 		return nil, fmt.Errorf("list the backends: %w", err)
 	}
 	clear(s.ids)
+	clear(s.used)
 	for id, b := range byID {
-		s.ids[b.key()] = id
+		s.ids[b.key()], s.used[id] = id, true
 	}
 	return byID, nil
 }

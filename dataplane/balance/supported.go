@@ -9,9 +9,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Probe tries on the device with that index whether this kernel can balance services, and says what is missing: the
+// Supported tries on the device with that index whether this kernel can balance services, and says what is missing: the
 // program is loaded, put on the device and taken off it. The calling thread must be in the device's network namespace.
-func Probe(index int) error {
+func Supported(index int) error {
 	s, err := New()
 	if err != nil {
 		var refused *ebpf.VerifierError

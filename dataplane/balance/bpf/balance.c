@@ -39,7 +39,7 @@ inline_ int later_fragment(struct __sk_buff *skb, struct packet *p)
 		return turn(skb, p);
 	struct addr to = g->to;
 	set_mac(skb, g->mac);
-	set_addr(skb, p, 1, &p->dst, &to);
+	set_addr(skb, p, 1, &p->dst, &to, p->proto);
 	return PASS;
 }
 
@@ -53,7 +53,8 @@ inline_ void count(struct __sk_buff *skb, struct flow *f)
 }
 
 // forward sends a packet of a flow on its way.
-inline_ int forward(struct __sk_buff *skb, struct packet *p, struct flow *f, struct backend *b, __be16 from)
+inline_ int forward(struct __sk_buff *skb, struct packet *p, struct flow *f, struct backend *b, __be16 from,
+		    const __u8 proto)
 {
 	struct fragment g = { .to = b->addr, .kind = f->kind };
 	copy(g.mac, b->mac, 6);
@@ -63,16 +64,17 @@ inline_ int forward(struct __sk_buff *skb, struct packet *p, struct flow *f, str
 	if (f->kind != FORWARD)
 		return turn(skb, p);
 	set_mac(skb, g.mac);
-	set_addr(skb, p, 1, &p->dst, &g.to);
-	set_port(skb, p, 0, from, f->port);
+	set_addr(skb, p, 1, &p->dst, &g.to, proto);
+	set_port(skb, p, 0, from, f->port, proto);
 	return PASS;
 }
 
-// to_service handles a TCP segment or UDP datagram for a virtual address.
-inline_ int to_service(struct __sk_buff *skb, struct packet *p, struct vip *v)
+// to_service handles a TCP segment or UDP datagram for a virtual address. proto is known at each call, which halves what
+// the kernel's verifier has to walk through.
+inline_ int to_service(struct __sk_buff *skb, struct packet *p, struct vip *v, const __u8 proto)
 {
 	struct tcphdr h = {};
-	int tcp = p->proto == IPPROTO_TCP;
+	const int tcp = proto == IPPROTO_TCP;
 	if (p->fragment == LATER)
 		return later_fragment(skb, p);
 	if (bpf_skb_load_bytes(skb, p->l4, &h, tcp ? sizeof(h) : 4))
@@ -80,30 +82,26 @@ inline_ int to_service(struct __sk_buff *skb, struct packet *p, struct vip *v)
 	struct tuple t = { p->src, p->dst, h.src, h.dst };
 	int syn = tcp && (h.flags & (SYN | ACK)) == SYN;
 	__u8 try = 0;
-	struct flow *f = find_flow(p->proto, &t), at;
-	if (f) {
-		struct backend *b = bpf_map_lookup_elem(&backends, &f->backend);
-		if (b && lives(p, &t, f, b, v, syn, &try)) {
-			refresh(p->proto, &t, f, b);
-			at = *f;
-			if (tcp)
-				client_closes(p, &h, &t, f, b);
-			return forward(skb, p, &at, b, h.src);
-		}
-		struct tuple server = t;
-		if (b)
-			server = on_server(&t, f, b);
-		drop_flow(p->proto, &t, &server);
+	struct flow *f = find_flow(proto, &t), at;
+	struct backend *b = f ? bpf_map_lookup_elem(&backends, &f->backend) : 0;
+	if (b && (tcp ? !syn || connection_lives(&t, f, b, v, &try) : udp_lives(f))) {
+		refresh(proto, &t, f, b);
+		at = *f;
+		if (tcp)
+			client_closes(p, &h, &t, f, b);
+	} else {
+		if (f)
+			forget(proto, &t, f, b);
+		if (tcp && !syn)
+			return reset(skb, p, &h);
+		at = (struct flow){ .backend = pick(v, &t, proto, try), .tries = try };
+		b = bpf_map_lookup_elem(&backends, &at.backend);
+		if (!b)
+			return tcp ? reset(skb, p, &h) : unreachable(skb, p);
+		if (begin(skb, proto, &t, &at, b))
+			return DROP; // no source port is free, or no memory: the client will try again
 	}
-	if (tcp && !syn)
-		return reset(skb, p, &h);
-	at = (struct flow){ .backend = pick(v, &t, p->proto, try), .tries = try };
-	struct backend *b = bpf_map_lookup_elem(&backends, &at.backend);
-	if (!b)
-		return tcp ? reset(skb, p, &h) : unreachable(skb, p);
-	if (begin(p, &t, &at, b))
-		return DROP; // no source port is free, or no memory: the client will try again
-	return forward(skb, p, &at, b, h.src);
+	return forward(skb, p, &at, b, h.src, proto);
 }
 
 // quoted is the packet that an ICMP error is about.
@@ -187,7 +185,7 @@ inline_ int error_to_service(struct __sk_buff *skb, struct packet *p)
 	requote(skb, p, 0, &q.p.src, &to);
 	requote_port(skb, p, &q, 2, q.dst, f->port);
 	set_mac(skb, b->mac);
-	set_addr(skb, p, 1, &p->dst, &to);
+	set_addr(skb, p, 1, &p->dst, &to, p->proto);
 	return PASS;
 }
 
@@ -207,7 +205,7 @@ inline_ int error_to_client(struct __sk_buff *skb, struct packet *p)
 	requote(skb, p, 1, &q.p.dst, &vip);
 	requote_port(skb, p, &q, 0, q.src, port);
 	if (same(&p->src, &q.p.dst))
-		set_addr(skb, p, 0, &p->src, &vip);
+		set_addr(skb, p, 0, &p->src, &vip, p->proto);
 	return PASS;
 }
 
@@ -242,15 +240,17 @@ SEC("tc") int nd_from_ct(struct __sk_buff *skb)
 	struct vip *v = bpf_map_lookup_elem(&vips, &p.dst);
 	if (!v)
 		return PASS;
-	if (p.proto == IPPROTO_TCP || p.proto == IPPROTO_UDP)
-		return to_service(skb, &p, v);
+	if (p.proto == IPPROTO_TCP)
+		return to_service(skb, &p, v, IPPROTO_TCP);
+	if (p.proto == IPPROTO_UDP)
+		return to_service(skb, &p, v, IPPROTO_UDP);
 	if (p.proto == (p.v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return icmp_to_service(skb, &p);
 	return DROP;
 }
 
 // reply handles a TCP segment or UDP datagram to a container, as if it came from the backend of a flow.
-inline_ int reply(struct __sk_buff *skb, struct packet *p)
+inline_ int reply(struct __sk_buff *skb, struct packet *p, const __u8 proto)
 {
 	struct tcphdr h = {};
 	struct fragment g = {};
@@ -258,15 +258,15 @@ inline_ int reply(struct __sk_buff *skb, struct packet *p)
 		struct fragment *first = find_fragment(p, 1);
 		if (first) {
 			g.to = first->to;
-			set_addr(skb, p, 0, &p->src, &g.to);
+			set_addr(skb, p, 0, &p->src, &g.to, proto);
 		}
 		return PASS;
 	}
-	if (bpf_skb_load_bytes(skb, p->l4, &h, p->proto == IPPROTO_TCP ? sizeof(h) : 4))
+	if (bpf_skb_load_bytes(skb, p->l4, &h, proto == IPPROTO_TCP ? sizeof(h) : 4))
 		return PASS;
 	struct tuple t = { p->dst, p->src, h.dst, h.src };
 	// No flow of ours has a port above those of reserve.
-	struct reverse *r = ntohs(h.dst) < 32768 ? find_reverse(p->proto, &t) : 0;
+	struct reverse *r = ntohs(h.dst) < 32768 ? find_reverse(proto, &t) : 0;
 	if (!r) {
 		if (p->fragment == FIRST)
 			forget_fragment(p, 1);
@@ -278,10 +278,10 @@ inline_ int reply(struct __sk_buff *skb, struct packet *p)
 		r->state |= REPLIED;
 	if (p->fragment == FIRST)
 		note_fragment(p, 1, &g);
-	if (p->proto == IPPROTO_TCP)
+	if (proto == IPPROTO_TCP)
 		server_closes(p, &h, &t, r);
-	set_addr(skb, p, 0, &p->src, &g.to);
-	set_port(skb, p, 2, h.dst, port);
+	set_addr(skb, p, 0, &p->src, &g.to, proto);
+	set_port(skb, p, 2, h.dst, port, proto);
 	return PASS;
 }
 
@@ -290,8 +290,10 @@ SEC("tc") int nd_to_ct(struct __sk_buff *skb)
 	struct packet p = {};
 	if (!is_ip(skb) || !parse(skb, &p))
 		return PASS;
-	if (p.proto == IPPROTO_TCP || p.proto == IPPROTO_UDP)
-		return reply(skb, &p);
+	if (p.proto == IPPROTO_TCP)
+		return reply(skb, &p, IPPROTO_TCP);
+	if (p.proto == IPPROTO_UDP)
+		return reply(skb, &p, IPPROTO_UDP);
 	if (p.proto == (p.v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return error_to_client(skb, &p);
 	return PASS;

@@ -47,7 +47,7 @@ inline_ long reserve(__u8 proto, struct tuple *server, struct flow *f, struct re
 {
 	__u32 low = ntohs(r->port) < 1024, base = low ? 512 : 1024, span = low ? 512 : 31744;
 	__u32 h = bpf_get_prandom_u32();
-	for (int i = 0; i < 16; i++) {
+	for (int i = 0; i < 8; i++) {
 		f->port = server->client_port = htons(base + (h + i * 7919) % span);
 		if (!put_reverse(proto, server, r, BPF_NOEXIST))
 			return 0;
@@ -63,25 +63,27 @@ inline_ long reserve(__u8 proto, struct tuple *server, struct flow *f, struct re
 }
 
 // begin makes the entries of a new flow to a backend; 0 is success.
-inline_ long begin(struct packet *p, struct tuple *t, struct flow *f, struct backend *b)
+inline_ long begin(struct __sk_buff *skb, __u8 proto, struct tuple *t, struct flow *f, struct backend *b)
 {
 	f->seen = now();
 	f->port = t->client_port;
+	f->device = skb->ifindex;
+	sender(skb, f->mac);
 	if (same(&b->addr, &t->client)) {
 		struct tuple other = { t->client, t->server, t->server_port, t->client_port };
 		f->kind = ANSWERS;
-		put_flow(p->proto, &other, f);
+		put_flow(proto, &other, f);
 		f->kind = HAIRPIN;
 	} else {
 		struct tuple server = on_server(t, f, b);
 		struct reverse r = { .vip = t->server, .port = t->client_port };
-		if (reserve(p->proto, &server, f, &r))
+		if (reserve(proto, &server, f, &r))
 			return -1;
 	}
 	struct count *c = bpf_map_lookup_elem(&counts, &f->backend);
 	if (c)
 		c->flows++;
-	return put_flow(p->proto, t, f);
+	return put_flow(proto, t, f);
 }
 
 // refresh, once a second, keeps a flow's other entry from eviction, or puts it back: replies may be rare or none.
@@ -98,22 +100,32 @@ inline_ void refresh(__u8 proto, struct tuple *t, struct flow *f, struct backend
 	}
 }
 
-// lives says whether a known flow goes on. If not, it is chosen afresh, try says how often before.
-inline_ int lives(struct packet *p, struct tuple *t, struct flow *f, struct backend *b, struct vip *v, int syn, __u8 *try)
+// udp_lives says whether a known UDP flow goes on; if not, it is chosen afresh.
+inline_ int udp_lives(struct flow *f) { return now() - f->seen < UDP_IDLE; }
+
+// connection_lives says whether the connection that a SYN finds goes on. If not, try is how often one was tried before.
+inline_ int connection_lives(struct tuple *t, struct flow *f, struct backend *b, struct vip *v, __u8 *try)
 {
-	if (p->proto == IPPROTO_UDP)
-		return now() - f->seen < UDP_IDLE;
-	if (!syn || f->kind == ANSWERS)
+	if (f->kind == ANSWERS)
 		return 1;
 	if (f->kind == HAIRPIN || f->state & FINISHED) // the client uses its port again
 		return 0;
 	struct tuple server = on_server(t, f, b);
-	struct reverse *r = find_reverse(p->proto, &server);
+	struct reverse *r = find_reverse(IPPROTO_TCP, &server);
 	if (!r || r->state & FINISHED)
 		return 0;
 	// Asked again, and never an answer: the backend may be dead without anyone knowing. Try another, if there is one.
 	*try = f->tries + 1;
-	return r->state & REPLIED || pick(v, t, p->proto, *try) == f->backend;
+	return r->state & REPLIED || pick(v, t, IPPROTO_TCP, *try) == f->backend;
+}
+
+// forget drops a flow. If its backend is gone, its other entry is one that reserve finds to be nobody's.
+inline_ void forget(__u8 proto, struct tuple *t, struct flow *f, struct backend *b)
+{
+	struct tuple server = *t;
+	if (b)
+		server = on_server(t, f, b);
+	drop_flow(proto, t, &server);
 }
 
 // segment is what the end of a connection is known by.

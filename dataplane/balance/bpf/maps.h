@@ -38,8 +38,9 @@ enum state {
 	ACKED = 4,    // and the other side has acknowledged it
 };
 
-// By the client's tuple. port is the client's port as the backend sees it; seen is in units of 2^30 ns.
-struct flow { __u32 backend, seen, fin; __be16 port; __u8 kind, state, tries, pad[3]; };
+// By the client's tuple. port is the client's port as the backend sees it; seen is in units of 2^30 ns; device and mac
+// are how the client is reached.
+struct flow { __u32 backend, seen, fin, device; __be16 port; __u8 kind, state, tries, mac[6], pad; };
 
 // By the backend's tuple: what to make of it. port is the client's own.
 struct reverse { struct addr vip; __u32 fin; __be16 port; __u8 state, pad; };

@@ -111,12 +111,13 @@ inline_ __u32 checksum_of(__u8 proto)
 
 // set_addr changes the source or destination address and what checksums cover it. A later fragment has no transport
 // checksum, nor does ICMP for IPv4 cover addresses (RFC 792).
-inline_ void set_addr(struct __sk_buff *skb, struct packet *p, int dst, struct addr *from, struct addr *to)
+inline_ void set_addr(struct __sk_buff *skb, struct packet *p, int dst, struct addr *from, struct addr *to,
+		     const __u8 proto)
 {
 	__u32 diff = difference(from, to);
-	if (p->fragment != LATER && p->proto != IPPROTO_ICMP)
-		bpf_l4_csum_replace(skb, p->l4 + checksum_of(p->proto), 0, diff,
-				    BPF_F_PSEUDO_HDR | (p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0));
+	if (p->fragment != LATER && proto != IPPROTO_ICMP)
+		bpf_l4_csum_replace(skb, p->l4 + checksum_of(proto), 0, diff,
+				    BPF_F_PSEUDO_HDR | (proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0));
 	if (p->v6) {
 		bpf_skb_store_bytes(skb, dst ? V6_DST : V6_SRC, to, 16, 0);
 	} else {
@@ -126,12 +127,13 @@ inline_ void set_addr(struct __sk_buff *skb, struct packet *p, int dst, struct a
 }
 
 // set_port changes the source port (offset 0) or destination port (2).
-inline_ void set_port(struct __sk_buff *skb, struct packet *p, __u32 offset, __be16 from, __be16 to)
+inline_ void set_port(struct __sk_buff *skb, struct packet *p, __u32 offset, __be16 from, __be16 to,
+		     const __u8 proto)
 {
 	if (from == to)
 		return;
-	bpf_l4_csum_replace(skb, p->l4 + checksum_of(p->proto), from, to,
-			    2 | (p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0));
+	bpf_l4_csum_replace(skb, p->l4 + checksum_of(proto), from, to,
+			    2 | (proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0));
 	bpf_skb_store_bytes(skb, p->l4 + offset, &to, 2, 0);
 }
 
