@@ -223,19 +223,25 @@ func (n *node) poolOf(id string) store.Pool {
 	return p
 }
 
-// leases returns "ADDRESS KIND NODE" of all leases, in order of key.
-func leases(t testing.TB, mem *store.Memory) []string {
+// records returns all leases, in order of key.
+func records(t testing.TB, mem *store.Memory) (out []store.Lease) {
 	t.Helper()
 	kvs, _, err := mem.List(context.Background(), store.LeasePrefix)
+	for _, kv := range kvs {
+		l, bad := store.Decode[store.Lease](kv)
+		out, err = append(out, l), errors.Join(err, bad)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	return out
+}
+
+// leases returns "ADDRESS KIND NODE" of all leases, in order of key.
+func leases(t testing.TB, mem *store.Memory) []string {
+	t.Helper()
 	out := []string{}
-	for _, kv := range kvs {
-		l, err := store.Decode[store.Lease](kv)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for _, l := range records(t, mem) {
 		out = append(out, l.Address.String()+" "+l.Kind+" "+l.Node)
 	}
 	return out
@@ -254,7 +260,7 @@ func (n *node) caughtUp(pool string) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		v.mu.Lock()
 		ok := int64(v.used.count) == count && (want == "" || v.cursor.String() == want)
 		v.mu.Unlock()

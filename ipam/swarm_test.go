@@ -74,16 +74,8 @@ func swarmed(t testing.TB) (n1, n2 *node) {
 // held returns "ADDRESS swarm NODE ENDPOINT" of the leases that are not the gateway's.
 func held(t testing.TB, mem *store.Memory) []string {
 	t.Helper()
-	kvs, _, err := mem.List(context.Background(), store.LeasePrefix)
-	if err != nil {
-		t.Fatal(err)
-	}
 	out := []string{}
-	for _, kv := range kvs {
-		l, err := store.Decode[store.Lease](kv)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for _, l := range records(t, mem) {
 		if l.Kind == store.LeaseEndpoint {
 			out = append(out, fmt.Sprintf("%s swarm=%v node=%s endpoint=%s", l.Address, l.Swarm, l.Node, l.Endpoint))
 		}
