@@ -25,6 +25,14 @@ const (
 	ServicePrefix   = "services/"    // services/NETWORK/SERVICE → Service
 	VolumePrefix    = "volumes/"     // volumes/VOLUME → Volume
 	VolumeUsePrefix = "volume-uses/" // volume-uses/NODE → VolumeUses
+	// What a cluster has that one can join: cluster/size → how many members its store is to have, cluster/growing → the
+	// node that becomes a member now; tokens/ID → Token; certificates/NODE/SERIAL → certificate in PEM;
+	// revoked/SERIAL → node whose certificate is refused.
+	ClusterSize       = "cluster/size"
+	ClusterGrowing    = "cluster/growing"
+	TokenPrefix       = "tokens/"
+	CertificatePrefix = "certificates/"
+	RevokedPrefix     = "revoked/"
 	// PoolGuard is written with every new pool, so that two overlapping pools cannot be made at once: a transaction
 	// that makes one requires it unchanged since all pools were read.
 	PoolGuard = "guards/pools"
@@ -36,6 +44,15 @@ func AliveKey(node string) string      { return AlivePrefix + node }
 func StatusKey(node string) string     { return StatusPrefix + node }
 func EngineKey(node string) string     { return EnginePrefix + node }
 func NetworkKey(network string) string { return NetworkPrefix + network }
+
+func TokenKey(id string) string { return TokenPrefix + id }
+
+// NodeCertificates is the prefix of all certificates of one node.
+func NodeCertificates(node string) string { return CertificatePrefix + node + "/" }
+
+// CertificateKey and RevokedKey name a certificate by its serial number in hexadecimal digits.
+func CertificateKey(node, serial string) string { return NodeCertificates(node) + serial }
+func RevokedKey(serial string) string           { return RevokedPrefix + serial }
 
 func VNIKey(v vxlan.VNI) string { return VNIPrefix + strconv.FormatUint(uint64(v), 10) }
 

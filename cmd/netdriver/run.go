@@ -15,6 +15,7 @@ import (
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/diag"
 	"github.com/netdriver/netdriver/driver"
+	"github.com/netdriver/netdriver/internal/cluster"
 	"github.com/netdriver/netdriver/internal/config"
 	"github.com/netdriver/netdriver/internal/control"
 	"github.com/netdriver/netdriver/internal/engine"
@@ -25,7 +26,6 @@ import (
 	"github.com/netdriver/netdriver/internal/underlay"
 	"github.com/netdriver/netdriver/ipam"
 	"github.com/netdriver/netdriver/store"
-	"github.com/netdriver/netdriver/store/etcd"
 )
 
 const (
@@ -35,14 +35,27 @@ const (
 	embedTimeout = time.Minute
 )
 
-// serve is the daemon. What can be wrong on this host is found out before anything is served; a store elsewhere may be
-// away. It ends without error when ctx ends, and leaves the kernel's networks in place.
+// serve is the daemon, until ctx ends. It begins anew when the node's part in its cluster has changed: the store is
+// another one then, and the kernel's networks stay as they are meanwhile.
 func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	lock, err := lockRunDir(cfg.RunDir)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
+	defer stopping(log)
+	for {
+		err := serveOnce(ctx, cfg, log)
+		if !errors.Is(err, cluster.ErrAgain) || ctx.Err() != nil {
+			return err
+		}
+		log.Info("netdriver begins anew with another store")
+	}
+}
+
+// serveOnce does so with one store. What can be wrong on this host is found out before anything is served; a store
+// elsewhere may be away. It ends without error when ctx ends, and leaves the kernel's networks in place.
+func serveOnce(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	id, err := nodeID(cfg.DataDir)
 	if err != nil {
 		return err
@@ -137,6 +150,9 @@ func assemble(
 		Leases: leases,
 		Log:    log, Observe: meter.ObserveReconciliation,
 	})
+	joined := cluster.New(cluster.Config{
+		DataDir: cfg.DataDir, Node: node, Client: truth.client, State: truth.state, External: external(cfg), Log: log,
+	})
 	diagnosis := diag.New(diag.Sources{Store: s, Mirror: mirror, Plane: plane, Driver: d, Node: node})
 	doors := plugin.New(plugin.Config{
 		Methods: slices.Concat(plugin.Constants(network.LocalScope), d.Methods(), leases.Methods()),
@@ -148,12 +164,15 @@ func assemble(
 	})
 	parts := []part{
 		{"store", truth.run},
+		{"cluster", joined.Run},
 		{"mirror", mirror.Run},
 		{"data plane", plane.Run},
 		{"ipam", leases.Run},
 		{"driver", d.Run},
 		{"local socket", func(ctx context.Context) error {
-			return control.NewServer(diagnosis, log).Serve(ctx, control.SocketPath(cfg.RunDir))
+			local := control.NewServer(diagnosis, log)
+			local.Handle("/v1/cluster/", joined.Handler())
+			return local.Serve(ctx, control.SocketPath(cfg.RunDir))
 		}},
 		{"plugin", func(ctx context.Context) error { return doors.Serve(ctx, filepath.Join(cfg.SocketDir, pluginSocket)) }},
 		{"swarm socket", func(ctx context.Context) error {
@@ -195,63 +214,4 @@ func openDocker(host string) (docker, error) {
 		return nil, nil
 	}
 	return engine.Open(host)
-}
-
-// truth is the store: a client, and the server if it is the embedded one.
-type truth struct {
-	client *etcd.Client
-	server *etcd.Server
-}
-
-// openTruth starts the embedded store, or prepares to use one elsewhere, which need not answer yet.
-func openTruth(ctx context.Context, cfg config.Config, log *slog.Logger) (*truth, error) {
-	t := &truth{}
-	dial := etcd.Config{Endpoints: cfg.Store, Cluster: cfg.Cluster, Log: log}
-	var err error
-	if len(cfg.Store) == 0 {
-		starting, cancel := context.WithTimeout(ctx, embedTimeout)
-		defer cancel()
-		t.server, err = etcd.Embed(starting, etcd.EmbedConfig{
-			DataDir: cfg.DataDir, RunDir: cfg.RunDir, Listen: cfg.StoreListen, Cert: cfg.StoreCert, Key: cfg.StoreKey,
-			CA: cfg.StoreCA, Log: log,
-		})
-		if err != nil {
-			return nil, err
-		}
-		dial.Endpoints, dial.Server = []string{t.server.Endpoint()}, t.server
-	} else if cfg.StoreCA != "" {
-		if dial.TLS, err = etcd.ClientTLS(cfg.StoreCA, cfg.StoreCert, cfg.StoreKey); err != nil {
-			return nil, err
-		}
-	}
-	if t.client, err = etcd.Dial(dial); err != nil {
-		t.close(log)
-		return nil, err
-	}
-	return t, nil
-}
-
-// run waits for the embedded store to fail, which a daemon cannot survive.
-func (t *truth) run(ctx context.Context) error {
-	if t.server == nil {
-		<-ctx.Done()
-		return nil
-	}
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-t.server.Failed():
-		return errors.Join(errors.New("the embedded store has stopped"), err)
-	}
-}
-
-func (t *truth) close(log *slog.Logger) {
-	if t.client != nil {
-		if err := t.client.Close(); err != nil {
-			log.Warn("cannot close the store's client", "error", err)
-		}
-	}
-	if t.server != nil {
-		t.server.Close()
-	}
 }

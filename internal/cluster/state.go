@@ -1,7 +1,9 @@
 package cluster
 
 import (
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -125,4 +127,27 @@ func (f Files) Remove() error {
 		return err
 	}
 	return os.RemoveAll(f.dir)
+}
+
+// listed returns the serial numbers in this member's list of refused certificates, but the one that no certificate has.
+func listed(f Files) (map[string]bool, error) {
+	text, err := os.ReadFile(f.CRL())
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != pemCRL {
+		return nil, fmt.Errorf("%s: no PEM of type %s", f.CRL(), pemCRL)
+	}
+	list, err := x509.ParseRevocationList(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]bool{}
+	for _, e := range list.RevokedCertificateEntries {
+		if e.SerialNumber.Cmp(noSerial()) != 0 {
+			out[e.SerialNumber.Text(16)] = true
+		}
+	}
+	return out, nil
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,27 +54,74 @@ func (c *Client) Health(ctx context.Context) (diag.Health, error) {
 	return get[diag.Health](ctx, c, "/v1/health")
 }
 
-func get[R any](ctx context.Context, c *Client, path string) (R, error) {
-	var r R
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://netdriver"+path, nil)
+// Change asks the daemon to change something, and reads its answer into answer. A question of type io.Reader is sent as it
+// is.
+func (c *Client) Change(ctx context.Context, path string, question, answer any) error {
+	body, ok := question.(io.Reader)
+	if !ok {
+		text, err := json.Marshal(question)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(text)
+	}
+	text, err := c.ask(ctx, http.MethodPost, path, body)
 	if err != nil {
-		return r, err
+		return err
+	}
+	return json.Unmarshal(text, answer)
+}
+
+// Stream writes the daemon's answer to a question as it comes; what is cut off is an error.
+func (c *Client) Stream(ctx context.Context, path string, w io.Writer) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://netdriver"+path, http.NoBody)
+	if err != nil {
+		return err
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return r, c.explain(err)
+		return c.explain(err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("the daemon answered %s", res.Status)
+	}
+	if _, err := io.Copy(w, res.Body); err != nil {
+		return fmt.Errorf("read the daemon's answer: %w; its log says why it stopped", err)
+	}
+	return nil
+}
+
+// ask returns the daemon's answer.
+func (c *Client) ask(ctx context.Context, method, path string, question io.Reader) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://netdriver"+path, question)
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.explain(err)
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
-		return r, fmt.Errorf("read the daemon's answer: %w", err)
+		return nil, fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	if res.StatusCode != http.StatusOK {
 		var f failure
 		if err := json.Unmarshal(body, &f); err != nil || f.Error == "" {
-			return r, fmt.Errorf("the daemon answered %s: %.200s", res.Status, body)
+			return nil, fmt.Errorf("the daemon answered %s: %.200s", res.Status, body)
 		}
-		return r, errors.New(f.Error)
+		return nil, errors.New(f.Error)
+	}
+	return body, nil
+}
+
+func get[R any](ctx context.Context, c *Client, path string) (R, error) {
+	var r R
+	body, err := c.ask(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return r, err
 	}
 	if err := json.Unmarshal(body, &r); err != nil {
 		return r, fmt.Errorf(

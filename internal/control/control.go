@@ -4,6 +4,7 @@
 //	GET /v1/networks/NAME    diag.NetworkReport; 404 for an unknown one
 //	GET /v1/nodes            diag.NodesReport
 //	GET /v1/health           diag.Health
+//	POST /v1/cluster/VERB    what package cluster does
 //
 // An error is {"error": "text"} with a status of 4xx or 5xx.
 package control

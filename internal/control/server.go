@@ -64,6 +64,9 @@ func NewServer(r Reporter, log *slog.Logger) *Server {
 	return s
 }
 
+// Handle gives a part of the paths to another handler, which changes things: who can use the socket may do so.
+func (s *Server) Handle(path string, h http.Handler) { s.mux.Handle(path, h) }
+
 // handle answers GET requests for a path with a report.
 func handle[R any](s *Server, path string, report func(context.Context, *http.Request) (R, error)) {
 	s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, req *http.Request) {

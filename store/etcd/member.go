@@ -103,6 +103,13 @@ func (c *Client) Members(ctx context.Context) ([]MemberInfo, error) {
 	return out, nil
 }
 
+// SetEndpoints tells the client where the store is from now on. It is for one behind a connection.
+func (c *Client) SetEndpoints(urls []string) {
+	if c.cfg.Server == nil {
+		c.etcd.SetEndpoints(urls...)
+	}
+}
+
 // AddLearner adds a member that has no vote until PromoteLearner, and returns what Member.Initial has to be.
 func (c *Client) AddLearner(ctx context.Context, name, peer string) (initial string, err error) {
 	ctx, cancel := withDeadline(ctx)
