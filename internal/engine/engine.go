@@ -5,6 +5,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -16,7 +17,11 @@ import (
 const timeout = 5 * time.Second
 
 // Engine is the Docker engine behind one socket.
-type Engine struct{ api *client.Client }
+type Engine struct {
+	api *client.Client
+	// place is what was last heard of the engine's place in a swarm.
+	place atomic.Pointer[place]
+}
 
 // Open returns the engine at host, such as unix:///var/run/docker.sock. It does not connect yet.
 func Open(host string) (*Engine, error) {
@@ -24,7 +29,7 @@ func Open(host string) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("docker engine %s: %w", host, err)
 	}
-	return &Engine{api}, nil
+	return &Engine{api: api}, nil
 }
 
 // Endpoints returns the ids of the endpoints that a Docker network has; known is false if there is no such network.

@@ -92,21 +92,25 @@ func (e *Engine) Self(ctx context.Context) (version, role string, err error) {
 	if err != nil {
 		return "", "", fmt.Errorf("ask Docker for its version: %w", err)
 	}
-	n, _, err := e.api.NodeInspectWithRaw(ctx, "self")
-	switch {
-	case noManager(err):
+	leads, _, err := e.Leads(ctx)
+	if err != nil {
+		return v.Version, "", err
+	}
+	if leads {
+		return v.Version, store.RoleLeader, nil
+	}
+	id, err := e.Swarm(ctx)
+	if id != "" {
+		return v.Version, store.RoleManager, nil
+	}
+	if err == nil {
 		role, err = e.otherRole(ctx)
-	case err != nil:
-		err = fmt.Errorf("ask Docker for its role in the swarm: %w", err)
-	case n.ManagerStatus != nil && n.ManagerStatus.Leader:
-		role = store.RoleLeader
-	default:
-		role = store.RoleManager
 	}
 	return v.Version, role, err
 }
 
-// otherRole returns the role of an engine that cannot ask its swarm: because it is a worker, in none, or without a quorum.
+// otherRole returns the role of an engine that cannot ask its swarm, because it is a worker, in none, or without a
+// quorum.
 func (e *Engine) otherRole(ctx context.Context) (string, error) {
 	info, err := e.api.Info(ctx)
 	switch {

@@ -47,9 +47,13 @@ func serveNames(t *testing.T, info, self string) *Engine {
 			fmt.Fprint(w, `{"Name":"my-net","Id":"d1"}`)
 		case path == "/version":
 			fmt.Fprint(w, `{"Version":"20.10.24"}`)
-		case path == "/nodes/self" && self != "":
+		case path == "/nodes/n1" && self != "":
 			fmt.Fprint(w, self)
-		case path == "/nodes/self":
+		case path == "/swarm" && self != "":
+			fmt.Fprint(w, `{"ID":"c1"}`)
+		case path == "/nodes/self": // a word of the command docker, not of the API
+			http.Error(w, `{"message":"node self not found"}`, http.StatusNotFound)
+		case path == "/nodes/n1" || path == "/swarm":
 			http.Error(w, `{"message":"This node is not a swarm manager."}`, http.StatusServiceUnavailable)
 		default:
 			http.Error(w, `{"message":"network not found"}`, http.StatusNotFound)
@@ -95,8 +99,8 @@ func TestTheEngineTellsItsRole(t *testing.T) {
 		{`{"Swarm":{"LocalNodeState":"inactive"}}`, ``, ""},
 		{`{"Swarm":{"LocalNodeState":"active"}}`, ``, store.RoleWorker},
 		{`{"Swarm":{"LocalNodeState":"active","ControlAvailable":true}}`, ``, store.RoleManager}, // without a quorum
-		{`{}`, `{"ID":"n1","ManagerStatus":{"Leader":true}}`, store.RoleLeader},
-		{`{}`, `{"ID":"n1","ManagerStatus":{}}`, store.RoleManager},
+		{`{"Swarm":{"NodeID":"n1"}}`, `{"ID":"n1","ManagerStatus":{"Leader":true}}`, store.RoleLeader},
+		{`{"Swarm":{"NodeID":"n1"}}`, `{"ID":"n1","ManagerStatus":{}}`, store.RoleManager},
 	} {
 		version, role, err := serveNames(t, c.info, c.self).Self(t.Context())
 		if version != "20.10.24" || role != c.want || err != nil {

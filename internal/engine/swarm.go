@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -49,7 +50,15 @@ func (e *Engine) Swarm(ctx context.Context) (string, error) {
 func (e *Engine) Leads(ctx context.Context) (leads bool, swarmID string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	n, _, err := e.api.NodeInspectWithRaw(ctx, "self")
+	swarmID, err = e.Swarm(ctx)
+	if err != nil || swarmID == "" {
+		return false, "", err
+	}
+	node, err := e.node(ctx, swarmID)
+	if err != nil {
+		return false, "", err
+	}
+	n, _, err := e.api.NodeInspectWithRaw(ctx, node)
 	switch {
 	case noManager(err):
 		return false, "", nil
@@ -58,8 +67,33 @@ func (e *Engine) Leads(ctx context.Context) (leads bool, swarmID string, err err
 	case n.ManagerStatus == nil || !n.ManagerStatus.Leader:
 		return false, "", nil
 	}
-	swarmID, err = e.Swarm(ctx)
-	return swarmID != "", swarmID, err
+	return true, swarmID, nil
+}
+
+// place is an engine's place in a swarm.
+type place struct {
+	swarm, node string
+	heard       time.Time
+}
+
+// placeEvery is how long a node's id counts: one that leaves its swarm and joins it again has another.
+const placeEvery = 30 * time.Second
+
+// node returns the id of the engine's node in a swarm. Only GET /info tells it, which is slow on a busy engine, so it is
+// not asked each time ("self" is a word of Docker's command, which the API does not know).
+func (e *Engine) node(ctx context.Context, swarmID string) (string, error) {
+	if p := e.place.Load(); p != nil && p.swarm == swarmID && time.Since(p.heard) < placeEvery {
+		return p.node, nil
+	}
+	info, err := e.api.Info(ctx)
+	if err != nil {
+		return "", fmt.Errorf("ask Docker for its node in the swarm: %w", err)
+	}
+	if info.Swarm.NodeID == "" {
+		return "", errors.New("ask Docker for its node in the swarm: it is leaving or joining")
+	}
+	e.place.Store(&place{swarmID, info.Swarm.NodeID, time.Now()})
+	return info.Swarm.NodeID, nil
 }
 
 // noManager says whether an error is Docker's answer on a node that is no manager, or whose swarm has no leader now: 503,

@@ -15,8 +15,9 @@ import (
 func serveSwarm(t *testing.T, self string) *Engine {
 	t.Helper()
 	answers := map[string]string{
-		"/swarm":      `{"ID":"c1"}`,
-		"/nodes/self": self,
+		"/swarm":    `{"ID":"c1"}`,
+		"/info":     `{"Swarm":{"NodeID":"n1","ControlAvailable":true,"Cluster":{"ID":"c1"}}}`,
+		"/nodes/n1": self,
 		"/services": `[{"ID":"s1","Spec":{"Name":"web"},"Endpoint":{"VirtualIPs":[{"NetworkID":"d1","Addr":"10.10.0.2/24"},` +
 			`{"NetworkID":"ingress","Addr":"10.0.0.5/24"}]}},{"ID":"s2","Spec":{"Name":"dns"},"Endpoint":{"Spec":{"Mode":"dnsrr"}}}]`,
 		"/tasks": `[{"ID":"t1","ServiceID":"s1","Slot":2,"NodeID":"n1","Status":{"State":"running"},"DesiredState":"running",` +
