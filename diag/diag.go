@@ -57,8 +57,9 @@ func New(src Sources) *Diagnosis {
 	return &Diagnosis{src}
 }
 
-// Network reports on one network, by its name in the cluster or in Docker. Without the store it answers within 3 s from what this node knows. The error wraps
-// ErrNoNetwork, with the networks there are, or store.ErrUnavailable if it cannot be known.
+// Network reports on one network, by its name in the cluster or in Docker. Without the store it answers within 3 s from
+// what this node knows. The error wraps ErrNoNetwork, with the networks there are, or store.ErrUnavailable if it cannot be
+// known.
 func (d *Diagnosis) Network(ctx context.Context, name string) (NetworkReport, error) {
 	c := d.cluster(ctx)
 	nw, ok := c.networks[name]

@@ -75,8 +75,9 @@ func (f facts) rows() []Endpoint {
 	for _, e := range f.endpoints {
 		n := f.names[e.ID]
 		row := Endpoint{
-			ID: e.ID, Container: n.Container, ContainerID: n.ContainerID, Service: n.Service, Task: n.Task, Node: e.Node, Addresses: e.Addrs(), MAC: e.MAC, Phase: e.Phase, Created: e.Created, Members: len(nodes),
-			SeenBy: -1,
+			ID: e.ID, Container: n.Container, ContainerID: n.ContainerID, Service: n.Service, Task: n.Task,
+			Node: e.Node, Addresses: e.Addrs(), MAC: e.MAC, Phase: e.Phase, Created: e.Created,
+			SeenBy: -1, Members: len(nodes),
 		}
 		if f.err == nil {
 			row.SeenBy = 0

@@ -165,7 +165,9 @@ func (n network) docker() []DockerNetwork {
 		slices.Sort(d.Nodes)
 		out = append(out, *d)
 	}
-	slices.SortFunc(out, func(a, b DockerNetwork) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(out, func(a, b DockerNetwork) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	})
 	return out
 }
 
@@ -191,7 +193,8 @@ func (c cluster) called(name, me string) (network, bool, error) {
 		case 1:
 			return c.networks[names[0]], true, nil
 		default:
-			return network{}, false, fmt.Errorf("network %q is Docker's name for several: use one of %s", name, strings.Join(names, ", "))
+			return network{}, false, fmt.Errorf("network %q is Docker's name for several: use one of %s",
+				name, strings.Join(names, ", "))
 		}
 	}
 	return network{}, false, nil

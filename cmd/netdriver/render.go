@@ -130,10 +130,9 @@ func (p painter) nodes(r diag.NodesReport) string {
 	if len(rows) == 0 {
 		return "no node is registered in this cluster\n"
 	}
-	return columns(
-		table.Row{"NODE", "ADDRESS", "STATE", "ROLE", "MTU", "NETWORKS", "UP", "LAST STATUS", "VERSION", "DOCKER", "PROBLEMS"},
-		rows,
-	)
+	return columns(table.Row{
+		"NODE", "ADDRESS", "STATE", "ROLE", "MTU", "NETWORKS", "UP", "LAST STATUS", "VERSION", "DOCKER", "PROBLEMS",
+	}, rows)
 }
 
 // networks is the table of `netdriver networks`, and of inspect without a name.
@@ -153,8 +152,8 @@ func (p painter) networks(r diag.NetworksReport) string {
 			here = "yes"
 		}
 		rows = append(rows, table.Row{
-			n.Network, cmp.Or(strings.Join(uniqueNames(n), ","), none), p.verdict(n.Verdict), n.VNI, strings.Join(subnets, ","), here, len(n.Peers), n.EndpointCount,
-			firstCause(n),
+			n.Network, cmp.Or(strings.Join(uniqueNames(n), ","), none), p.verdict(n.Verdict), n.VNI,
+			strings.Join(subnets, ","), here, len(n.Peers), n.EndpointCount, firstCause(n),
 		})
 	}
 	return columns(table.Row{"NETWORK", "DOCKER", "VERDICT", "VNI", "SUBNETS", "HERE", "NODES", "ENDPOINTS", "WHY"}, rows)

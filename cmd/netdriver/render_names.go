@@ -54,8 +54,8 @@ func dockerNames(r diag.NetworkReport) string {
 	return strings.Join(names, " · ")
 }
 
-// container writes the name of the container that has an endpoint, as short as can be: the name of a task's ends with the
-// task's id of 25 characters.
+// container writes the name of the container that has an endpoint, as short as can be: the name of a task's ends with
+// the task's id of 25 characters.
 func container(e diag.Endpoint) string {
 	name := cmp.Or(e.Container, none)
 	if i := strings.LastIndexByte(name, '.'); e.Task != "" && e.Task == name && len(name)-i-1 > shownID {
@@ -80,8 +80,8 @@ func (p painter) services(services []diag.Service) string {
 				b.Name, known(b.Node), addresses(b.Addresses, none), p.state(b.State), sent(b.Sent)))
 		}
 	}
-	text := columns(table.Row{"SERVICE", "VIP", "READY", "TASK", "NODE", "ADDRESS", "STATE", "FLOWS HERE"}, rows[:min(len(rows), mostRows)])
-	return text + more(len(rows))
+	header := table.Row{"SERVICE", "VIP", "READY", "TASK", "NODE", "ADDRESS", "STATE", "FLOWS HERE"}
+	return columns(header, rows[:min(len(rows), mostRows)]) + more(len(rows))
 }
 
 // sent writes how many flows clients here have begun to a backend.

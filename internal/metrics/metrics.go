@@ -85,8 +85,8 @@ func New(src Sources) *Metrics {
 		ConstLabels: prometheus.Labels{"version": src.Version, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.calls, m.callTime, m.reconciles, m.operations, m.lastSuccess, build, newState(src), newServices(src),
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.calls, m.callTime, m.reconciles, m.operations, m.lastSuccess, build,
+		newState(src), newServices(src), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 

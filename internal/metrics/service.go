@@ -29,7 +29,8 @@ func newServices(src Sources) *services {
 			"network", "ready"),
 		backends: desc("service_backends", "Tasks of these services, by state (ready, draining, no endpoint).",
 			"network", "state"),
-		flows: desc("service_flows_total", "Flows that clients on this node began to a task through its service's virtual address.",
+		flows: desc("service_flows_total",
+			"Flows that clients on this node began to a task through its service's virtual address.",
 			"network", "service", "address"),
 		bytes: desc("service_sent_bytes_total", "Bytes, with Ethernet headers, that went to a task in these flows.",
 			"network", "service", "address"),
@@ -113,8 +114,8 @@ func (s *services) sent(ch chan<- prometheus.Metric, network string, n served, c
 		}
 	}
 	for at, v := range flows {
-		address := at.address.String()
-		ch <- prometheus.MustNewConstMetric(s.flows, prometheus.CounterValue, float64(v), network, at.service, address)
-		ch <- prometheus.MustNewConstMetric(s.bytes, prometheus.CounterValue, float64(bytes[at]), network, at.service, address)
+		labels := []string{network, at.service, at.address.String()}
+		ch <- prometheus.MustNewConstMetric(s.flows, prometheus.CounterValue, float64(v), labels...)
+		ch <- prometheus.MustNewConstMetric(s.bytes, prometheus.CounterValue, float64(bytes[at]), labels...)
 	}
 }

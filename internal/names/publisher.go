@@ -1,5 +1,6 @@
-// Package names publishes what users call things: Docker's calls carry ids only, so each daemon looks the names of its own
-// containers and networks up in Docker's API, outside of any call, and writes them into the store for every node's inspect.
+// Package names publishes what users call things: Docker's calls carry ids only, so each daemon looks the names of its
+// own containers and networks up in Docker's API, outside of any call, and writes them into the store, for every node's
+// inspect.
 package names
 
 import (
@@ -179,8 +180,8 @@ func (p *Publisher) endpoints(ctx context.Context, now time.Time, full bool) err
 	return nil
 }
 
-// hurry decides when endpoints are asked for again that Docker did not name: soon if something moves, since a container is
-// listed only when it has started; later and later if not.
+// hurry decides when endpoints are asked for again that Docker did not name: soon if something moves, since a container
+// is listed only when it has started; later and later if not.
 func (p *Publisher) hurry(now time.Time, moved bool, unnamed int) {
 	switch {
 	case unnamed == 0:

@@ -9,8 +9,8 @@ import (
 	"github.com/netdriver/netdriver/store"
 )
 
-// read fills published with what the store has of the local endpoints. A record that cannot be read counts as none and is
-// written anew.
+// read fills published with what the store has of the local endpoints. A record that cannot be read counts as none and
+// is written anew.
 func (p *Publisher) read(ctx context.Context, local map[string]store.Endpoint) error {
 	published := map[string]store.Name{}
 	networks := map[string]bool{}
@@ -52,8 +52,8 @@ func (p *Publisher) write(ctx context.Context, want map[string]store.Name) (int,
 	return len(p.published) - before, nil
 }
 
-// commit writes some names, each only if its endpoint exists, which takes its name along when it goes. One that has just
-// gone makes the transaction fail: the halves are tried then, so that it holds up no other.
+// commit writes some names, each only if its endpoint exists, which takes its name along when it goes. One that has
+// just gone makes the transaction fail: the halves are tried then, so that it holds up no other.
 func (p *Publisher) commit(ctx context.Context, keys []string, want map[string]store.Name) error {
 	var conds []store.Cond
 	var ops []store.Op
@@ -81,8 +81,8 @@ func (p *Publisher) commit(ctx context.Context, keys []string, want map[string]s
 // nameless is a Docker network of which only the id is known.
 type nameless struct{ network, dockerID string }
 
-// networks publishes the names of Docker networks. Those of the swarm that have no place on this node are asked for in a
-// full round only: just managers know them.
+// networks publishes the names of Docker networks. Those of the swarm that have no place on this node are asked for in
+// a full round only: just managers know them.
 func (p *Publisher) networks(ctx context.Context, full bool) error {
 	var errs []error
 	for _, n := range p.nameless(full) {
@@ -120,8 +120,8 @@ func (p *Publisher) nameless(full bool) []nameless {
 	return out
 }
 
-// nameNetwork writes a Docker network's name into the network's record. If somebody else writes that meanwhile, the next
-// round tries again.
+// nameNetwork writes a Docker network's name into the network's record. If somebody else writes that meanwhile, the
+// next round tries again.
 func (p *Publisher) nameNetwork(ctx context.Context, n nameless, name string) error {
 	kv, err := p.cfg.Store.Get(ctx, store.NetworkKey(n.network))
 	if errors.Is(err, store.ErrNotFound) {
