@@ -60,6 +60,42 @@ func MTU(underlay int, vtep netip.Addr) (int, error) {
 	return mtu, nil
 }
 
+const (
+	// espHeader is the SPI and the sequence number (RFC 4303 §2), espIV the explicit IV and espICV the integrity check
+	// value of AES-GCM (RFC 4106 §3.1, §6) and ChaCha20-Poly1305 (RFC 7634 §2), espTrailer the pad length and the next
+	// header, all in bytes. Padding brings payload and trailer to a multiple of espAlign (RFC 4303 §2.4).
+	espHeader  = 8
+	espIV      = 8
+	espICV     = 16
+	espTrailer = 2
+	espAlign   = 4
+)
+
+// EncryptedMTU is MTU for a network whose packets travel as ESP in transport mode, over UDP if encap is true (RFC 3948:
+// 8 bytes more):
+//
+//	M = ((U − H − 32) & ~3) − 2 − 30
+//
+// The underlay's U bytes hold the IP header, H = 20 (IPv4) or 40 (IPv6), with 8 more for the UDP header of ESP-in-UDP,
+// and 32 bytes of ESP: header 8, IV 8, ICV 16. What is left is rounded down to whole words of 4, since ESP pads up to
+// one, and holds 2 bytes of trailer and VXLAN's 30 within the encryption: inner Ethernet 14, VXLAN 8, UDP 8. So an underlay
+// of 1500 gives 1416 with IPv4 and 1396 with IPv6, and 1408 and 1388 over UDP. The error wraps ErrMTU if nothing useful
+// is left.
+func EncryptedMTU(underlay int, vtep netip.Addr, encap bool) (int, error) {
+	inside := ethernetHeader + vxlanHeader + udpHeader
+	outside := Overhead(vtep) - inside
+	if encap {
+		outside += udpHeader
+	}
+	room := (underlay - outside - espHeader - espIV - espICV) &^ (espAlign - 1)
+	mtu := room - espTrailer - inside
+	if mtu < MinMTU4 {
+		return 0, fmt.Errorf("%w: underlay MTU %d leaves %d after ESP and VXLAN, at least %d is needed; raise the underlay's MTU",
+			ErrMTU, underlay, mtu, MinMTU4)
+	}
+	return mtu, nil
+}
+
 // CheckMTU says whether a network can use mtu on an underlay with the given MTU and VTEP address; v6 is true if the
 // network carries IPv6. The error wraps ErrMTU and names the bounds.
 func CheckMTU(mtu, underlay int, vtep netip.Addr, v6 bool) error {

@@ -87,6 +87,61 @@ func TestEveryDerivedMTUPassesItsCheck(t *testing.T) {
 	})
 }
 
+func TestEncryptedMTUIsThatOfTheFormula(t *testing.T) {
+	tests := []struct {
+		underlay int
+		vtep     netip.Addr
+		encap    bool
+		want     int // 0: refused
+	}{
+		{1500, vtep4, false, 1416},
+		{1500, mapped, false, 1416},
+		{1500, vtep6, false, 1396},
+		{1500, vtep4, true, 1408},
+		{1500, vtep6, true, 1388},
+		{1501, vtep4, false, 1416}, // not a whole word more
+		{1503, vtep4, false, 1416},
+		{1504, vtep4, false, 1420},
+		{9000, vtep4, false, 8916},
+		{9001, vtep6, false, 8896},
+		{152, vtep4, false, 68},
+		{151, vtep4, false, 0},
+		{0, vtep4, false, 0},
+		{-1, vtep6, true, 0},
+	}
+	for _, tt := range tests {
+		got, err := EncryptedMTU(tt.underlay, tt.vtep, tt.encap)
+		if got != tt.want || (tt.want == 0) != errors.Is(err, ErrMTU) {
+			t.Errorf("EncryptedMTU(%d, %s, %t) = %d, %v; want %d", tt.underlay, tt.vtep, tt.encap, got, err, tt.want)
+		}
+	}
+}
+
+func TestEncryptedMTUIsTheLargestThatFits(t *testing.T) {
+	// onWire builds the packet from the inside out, as the kernel does.
+	onWire := func(inner int, vtep netip.Addr, encap bool) int {
+		plain := inner + 14 + 8 + 8 // Ethernet, VXLAN, UDP
+		padded := (plain + 2 + 3) / 4 * 4
+		size := 8 + 8 + padded + 16
+		if encap {
+			size += 8
+		}
+		if vtep.Unmap().Is4() {
+			return size + 20
+		}
+		return size + 40
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		underlay := rapid.IntRange(200, 65535).Draw(t, "underlay")
+		vtep := rapid.SampledFrom([]netip.Addr{vtep4, vtep6, mapped}).Draw(t, "vtep")
+		encap := rapid.Bool().Draw(t, "encap")
+		mtu, err := EncryptedMTU(underlay, vtep, encap)
+		if err != nil || onWire(mtu, vtep, encap) > underlay || onWire(mtu+1, vtep, encap) <= underlay {
+			t.Fatalf("EncryptedMTU(%d, %s, %t) = %d, %v: not the largest that fits", underlay, vtep, encap, mtu, err)
+		}
+	})
+}
+
 func TestVNIHas24BitsAndIsNotZero(t *testing.T) {
 	for v, ok := range map[VNI]bool{0: false, 1: true, 4096: true, MaxVNI: true, MaxVNI + 1: false, 1<<32 - 1: false} {
 		if err := CheckVNI(v); (err == nil) != ok {

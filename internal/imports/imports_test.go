@@ -39,6 +39,7 @@ func allowed() map[string][]string {
 		"volume/backend":    {"volume/mount", "volume/option", "volume/tunnel"},
 		"volume/tunnel":     {},
 		"volume":            {"internal/plugin", "volume/backend", "volume/mount", "volume/option"},
+		"ipsec":             {},
 		"ipam":              {"internal/plugin"},
 		"driver":            {"dataplane", "ipam", "internal/plugin"},
 		"diag":              {"dataplane", "dataplane/balance"},
