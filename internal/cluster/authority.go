@@ -38,7 +38,6 @@ const (
 	pemCertificate = "CERTIFICATE"
 	pemRequest     = "CERTIFICATE REQUEST"
 	pemKey         = "PRIVATE KEY"
-	pemCRL         = "X509 CRL"
 )
 
 // Authority signs the certificates of a cluster's nodes.
@@ -126,7 +125,7 @@ func (a *Authority) Sign(request []byte, node string, addr netip.Addr, now time.
 	return encode(pemCertificate, der), nil
 }
 
-// Revoke returns a revocation list, in PEM, of certificates by serial number. A later number replaces an earlier one.
+// Revoke returns a revocation list, in DER, which is what etcd reads, of certificates by serial number. A later number replaces an earlier one.
 func (a *Authority) Revoke(serials []*big.Int, number int64, now time.Time) ([]byte, error) {
 	list := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: now.Add(-skew), NextUpdate: now.Add(authorityLife)}
 	for _, s := range serials {
@@ -137,7 +136,7 @@ func (a *Authority) Revoke(serials []*big.Int, number int64, now time.Time) ([]b
 	if err != nil {
 		return nil, fmt.Errorf("make the list of revoked certificates: %w", err)
 	}
-	return encode(pemCRL, der), nil
+	return der, nil
 }
 
 // newRequest returns a new key and a request for a certificate, both in PEM.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -53,6 +54,8 @@ type Cluster struct {
 	cfg   Config
 	files Files
 	again chan struct{}
+	// changing is held by the one verb that changes the node's part.
+	changing sync.Mutex
 }
 
 // New makes a Cluster. It does nothing by itself until Run.
@@ -167,7 +170,6 @@ func (c *Cluster) Init(ctx context.Context, address netip.Addr, ports Ports, siz
 		return err
 	}
 	c.cfg.Log.Info("this node is the first of a cluster", "address", address)
-	c.restart()
 	return nil
 }
 
@@ -266,7 +268,6 @@ func (c *Cluster) Join(ctx context.Context, text string, force bool) error {
 		return err
 	}
 	c.cfg.Log.Info("this node has joined a cluster", "members", a.Members)
-	c.restart()
 	return nil
 }
 
@@ -327,7 +328,6 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 		return err
 	}
 	c.cfg.Log.Info("this node has left its cluster")
-	c.restart()
 	return nil
 }
 

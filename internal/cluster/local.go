@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -57,7 +58,7 @@ type (
 // Handler answers the verbs.
 func (c *Cluster) Handler() http.Handler {
 	mux := http.NewServeMux()
-	verb(mux, "init", func(ctx context.Context, q InitRequest) (Done, error) {
+	change(c, mux, "init", func(ctx context.Context, q InitRequest) (Done, error) {
 		return Done{}, c.Init(ctx, q.Address, q.Ports, q.Size)
 	})
 	verb(mux, "token", func(ctx context.Context, q TokenRequest) (TokenAnswer, error) {
@@ -68,8 +69,8 @@ func (c *Cluster) Handler() http.Handler {
 		t, err := c.Token(ctx, q.Life)
 		return TokenAnswer{Token: t.String(), Expires: t.Expires}, err
 	})
-	verb(mux, "join", func(ctx context.Context, q JoinRequest) (Done, error) { return Done{}, c.Join(ctx, q.Token, q.Force) })
-	verb(mux, "leave", func(ctx context.Context, q LeaveRequest) (Done, error) { return Done{}, c.Leave(ctx, q.Force) })
+	change(c, mux, "join", func(ctx context.Context, q JoinRequest) (Done, error) { return Done{}, c.Join(ctx, q.Token, q.Force) })
+	change(c, mux, "leave", func(ctx context.Context, q LeaveRequest) (Done, error) { return Done{}, c.Leave(ctx, q.Force) })
 	verb(mux, "remove", func(ctx context.Context, q LeaveRequest) (Done, error) { return Done{}, c.Remove(ctx, q.Node, q.Force) })
 	verb(mux, "size", func(ctx context.Context, q SizeRequest) (Done, error) { return Done{}, c.Resize(ctx, q.Size) })
 	verb(mux, "status", func(ctx context.Context, _ Done) (Report, error) { return c.Status(ctx) })
@@ -101,12 +102,38 @@ func verb[Q, A any](mux *http.ServeMux, name string, f func(context.Context, Q) 
 	})
 }
 
-// reply writes an answer, or an error as package control does.
+// change is a verb after which the daemon has to begin anew, once it has answered.
+func change[Q any](c *Cluster, mux *http.ServeMux, name string, f func(context.Context, Q) (Done, error)) {
+	done := false
+	inner := http.NewServeMux()
+	verb(inner, name, func(ctx context.Context, q Q) (Done, error) {
+		d, err := f(ctx, q)
+		done = err == nil
+		return d, err
+	})
+	mux.HandleFunc("POST /v1/cluster/"+name, func(w http.ResponseWriter, r *http.Request) {
+		c.changing.Lock()
+		defer c.changing.Unlock()
+		inner.ServeHTTP(w, r)
+		if done {
+			_ = http.NewResponseController(w).Flush() // who asked has gone
+			c.restart()
+		}
+	})
+}
+
+// reply writes an answer, or an error as package control does. It is whole once it is flushed, since its length is said.
 func reply(w http.ResponseWriter, answer any, err error) {
-	w.Header().Set("Content-Type", "application/json")
+	status := http.StatusOK
 	if err != nil {
-		w.WriteHeader(http.StatusConflict)
-		answer = map[string]string{"error": err.Error()}
+		status, answer = http.StatusConflict, map[string]string{"error": err.Error()}
 	}
-	_ = json.NewEncoder(w).Encode(answer) // who asked has gone
+	text, err := json.Marshal(answer)
+	if err != nil {
+		panic(http.ErrAbortHandler) // only plain fields: cannot happen
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	w.WriteHeader(status)
+	_, _ = w.Write(text) // who asked has gone
 }

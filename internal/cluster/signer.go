@@ -124,14 +124,13 @@ func revoked(ctx context.Context, s store.Store) (map[string]bool, error) {
 	return out, nil
 }
 
-// crl is the list of revoked certificates in PEM, for the store's own TLS. An empty one has an entry that no certificate
-// has: etcd takes a list without entries for a broken one.
+// crl is the list of revoked certificates for the store's own TLS.
 func (s *signer) crl(ctx context.Context) ([]byte, error) {
 	refused, err := revoked(ctx, s.store)
 	if err != nil {
 		return nil, err
 	}
-	serials := []*big.Int{noSerial()}
+	var serials []*big.Int
 	for text := range refused {
 		if n, ok := new(big.Int).SetString(text, 16); ok {
 			serials = append(serials, n)
@@ -139,9 +138,6 @@ func (s *signer) crl(ctx context.Context) ([]byte, error) {
 	}
 	return s.authority.Revoke(serials, s.now().UnixNano(), s.now())
 }
-
-// noSerial is a serial number that no certificate has: it is longer than those of newSerial.
-func noSerial() *big.Int { return new(big.Int).Lsh(big.NewInt(1), 130) }
 
 func serial(c *x509.Certificate) string { return c.SerialNumber.Text(16) }
 

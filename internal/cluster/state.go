@@ -3,7 +3,6 @@ package cluster
 import (
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -58,11 +57,11 @@ type Files struct{ dir string }
 func FilesIn(dataDir string) Files { return Files{filepath.Join(dataDir, "cluster")} }
 
 // CA, Cert and Key are the authority's certificate and this node's certificate with its key; CRL lists the revoked
-// certificates. All are PEM.
+// certificates. All but the list, which is DER, are PEM.
 func (f Files) CA() string   { return filepath.Join(f.dir, "ca.pem") }
 func (f Files) Cert() string { return filepath.Join(f.dir, "node.pem") }
 func (f Files) Key() string  { return filepath.Join(f.dir, "node-key.pem") }
-func (f Files) CRL() string  { return filepath.Join(f.dir, "revoked.pem") }
+func (f Files) CRL() string  { return filepath.Join(f.dir, "revoked.crl") }
 
 func (f Files) caKey() string { return filepath.Join(f.dir, "ca-key.pem") }
 func (f Files) state() string { return filepath.Join(f.dir, "state.json") }
@@ -129,25 +128,19 @@ func (f Files) Remove() error {
 	return os.RemoveAll(f.dir)
 }
 
-// listed returns the serial numbers in this member's list of refused certificates, but the one that no certificate has.
+// listed returns the serial numbers in this member's list of refused certificates.
 func listed(f Files) (map[string]bool, error) {
 	text, err := os.ReadFile(f.CRL())
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != pemCRL {
-		return nil, fmt.Errorf("%s: no PEM of type %s", f.CRL(), pemCRL)
-	}
-	list, err := x509.ParseRevocationList(block.Bytes)
+	list, err := x509.ParseRevocationList(text)
 	if err != nil {
 		return nil, err
 	}
 	out := map[string]bool{}
 	for _, e := range list.RevokedCertificateEntries {
-		if e.SerialNumber.Cmp(noSerial()) != 0 {
-			out[e.SerialNumber.Text(16)] = true
-		}
+		out[e.SerialNumber.Text(16)] = true
 	}
 	return out, nil
 }

@@ -70,7 +70,7 @@ type Member struct {
 	// Initial has the names and peer URLs of all members when it was added, itself included: NAME=URL,NAME=URL. It is
 	// empty for the first one, which has the data of a store with one member.
 	Initial string
-	// CRL is a PEM file with the certificates that are refused; it is read for each connection.
+	// CRL is a DER file with the certificates that are refused; it is read for each connection.
 	CRL string
 }
 
