@@ -93,6 +93,10 @@ func (t *truth) openCluster(ctx context.Context, cfg config.Config, dial *etcd.C
 			Name: cfg.Node, Dir: s.Store, Peer: cluster.PeerURL(s), Initial: s.Initial, CRL: files.CRL(),
 		},
 	})
+	if err != nil && len(s.Members) > 1 {
+		return fmt.Errorf("%w; too few of the other members (%v) answer, or this node was removed from the cluster: then remove %s "+
+			"and join again", err, s.Members, filepath.Join(cfg.DataDir, "cluster"))
+	}
 	if err != nil {
 		return err
 	}
