@@ -262,34 +262,10 @@ func (d *Driver) update(ctx context.Context, kv store.KV, nw store.Network) (t t
 		t.write(store.Put(kv.Key, store.Encode(nw)))
 		return t, nil
 	}
-	return t, d.dissolve(ctx, nw, &t)
-}
-
-// dissolve removes a network with all that belongs to it. A pool that another node has just asked for, to create the
-// same network, stays for that node.
-func (d *Driver) dissolve(ctx context.Context, nw store.Network, t *txn) error {
-	t.write(
-		store.Delete(store.NetworkKey(nw.Name)), store.Delete(store.VNIKey(nw.VNI)),
-		store.DeletePrefix(store.NetworkEndpoints(nw.Name)), store.DeletePrefix(store.NetworkMACs(nw.Name)),
-		store.DeletePrefix(store.NetworkServices(nw.Name)), store.DeletePrefix(store.NetworkNames(nw.Name)),
-	)
-	for _, subnet := range nw.Subnets {
-		kv, err := d.cfg.Store.Get(ctx, store.PoolKey(subnet))
-		if errors.Is(err, store.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		t.require(store.Unchanged(kv))
-		if p, err := store.Decode[store.Pool](kv); err == nil && len(p.Claims) > 0 {
-			p.Network = ""
-			t.write(store.Put(kv.Key, store.Encode(p)))
-			continue
-		}
-		t.write(store.Delete(kv.Key), store.Delete(store.CursorKey(subnet)), store.DeletePrefix(store.PoolLeases(subnet)))
-	}
-	return nil
+	conds, ops, err := store.Dissolve(ctx, d.cfg.Store, nw)
+	t.require(conds...)
+	t.write(ops...)
+	return t, err
 }
 
 // subnetOf returns the subnet of a network that has an address.

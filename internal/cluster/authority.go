@@ -125,7 +125,8 @@ func (a *Authority) Sign(request []byte, node string, addr netip.Addr, now time.
 	return encode(pemCertificate, der), nil
 }
 
-// Revoke returns a revocation list, in DER, which is what etcd reads, of certificates by serial number. A later number replaces an earlier one.
+// Revoke returns a revocation list, in DER, which is what etcd reads, of certificates by serial number. A later number
+// replaces an earlier one.
 func (a *Authority) Revoke(serials []*big.Int, number int64, now time.Time) ([]byte, error) {
 	list := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: now.Add(-skew), NextUpdate: now.Add(authorityLife)}
 	for _, s := range serials {

@@ -23,6 +23,9 @@ func forget(ctx context.Context, s store.Store, node string) error {
 			return fmt.Errorf("revoke the certificate of node %s: %w", node, err)
 		}
 	}
+	if err := forgetClaims(ctx, s, node); err != nil {
+		return fmt.Errorf("end the claims of node %s: %w", node, err)
+	}
 	networks, _, err := s.List(ctx, store.NetworkPrefix)
 	if err != nil {
 		return err
@@ -43,27 +46,20 @@ func forget(ctx context.Context, s store.Store, node string) error {
 		return fmt.Errorf("free the addresses of node %s: %w", node, err)
 	}
 	_, err = s.Commit(ctx, nil, store.Delete(store.NodeKey(node)), store.Delete(store.AliveKey(node)),
-		store.Delete(store.StatusKey(node)), store.Delete(store.EngineKey(node)))
+		store.Delete(store.StatusKey(node)), store.Delete(store.EngineKey(node)), store.Delete(store.VolumeUseKey(node)))
 	return err
 }
 
 func forgetEndpoints(ctx context.Context, s store.Store, nw store.Network, node string) error {
-	kvs, _, err := s.List(ctx, store.NetworkEndpoints(nw.Name))
-	if err != nil {
-		return err
-	}
-	for _, kv := range kvs {
+	return each(ctx, s, store.NetworkEndpoints(nw.Name), func(kv store.KV) []store.Op {
 		e, err := store.Decode[store.Endpoint](kv)
 		if err != nil || e.Node != node {
-			continue
+			return nil
 		}
-		_, err = s.Commit(ctx, []store.Cond{store.Unchanged(kv)}, store.Delete(kv.Key),
-			store.Delete(store.MACKey(nw.Name, e.MAC)), store.Delete(store.NameKey(nw.Name, e.ID)))
-		if err != nil && !errors.Is(err, store.ErrConflict) {
-			return err
+		return []store.Op{
+			store.Delete(kv.Key), store.Delete(store.MACKey(nw.Name, e.MAC)), store.Delete(store.NameKey(nw.Name, e.ID)),
 		}
-	}
-	return nil
+	})
 }
 
 // forgetMember ends a node's memberships in a network. A network without members and without a swarm goes, with its pools.
@@ -85,51 +81,85 @@ func forgetMember(ctx context.Context, s store.Store, network, node string) erro
 			return nil
 		}
 		nw.Members = slices.DeleteFunc(slices.Clone(nw.Members), of)
+		var conds []store.Cond
 		ops := []store.Op{store.Put(kv.Key, store.Encode(nw))}
 		if len(nw.Members) == 0 && nw.Swarm == "" {
-			ops = dissolve(nw)
+			if conds, ops, err = store.Dissolve(ctx, s, nw); err != nil {
+				return err
+			}
 		}
-		_, err = s.Commit(ctx, []store.Cond{store.Unchanged(kv)}, ops...)
+		_, err = s.Commit(ctx, append(conds, store.Unchanged(kv)), ops...)
 		if !errors.Is(err, store.ErrConflict) {
 			return err
 		}
 	}
 }
 
-// dissolve removes a network that nobody has any more, with all that belongs to it.
-func dissolve(nw store.Network) []store.Op {
-	ops := []store.Op{
-		store.Delete(store.NetworkKey(nw.Name)), store.Delete(store.VNIKey(nw.VNI)),
-		store.DeletePrefix(store.NetworkEndpoints(nw.Name)), store.DeletePrefix(store.NetworkMACs(nw.Name)),
-		store.DeletePrefix(store.NetworkServices(nw.Name)), store.DeletePrefix(store.NetworkNames(nw.Name)),
-	}
-	for _, subnet := range nw.Subnets {
-		ops = append(ops, store.Delete(store.PoolKey(subnet)), store.Delete(store.CursorKey(subnet)),
-			store.DeletePrefix(store.PoolLeases(subnet)))
-	}
-	return ops
-}
-
 // forgetLeases ends a node's part of all leases.
 func forgetLeases(ctx context.Context, s store.Store, node string) error {
-	kvs, _, err := s.List(ctx, store.LeasePrefix)
+	return each(ctx, s, store.LeasePrefix, func(kv store.KV) []store.Op {
+		l, err := store.Decode[store.Lease](kv)
+		if err != nil || l.Node != node || l.Kind != store.LeaseEndpoint {
+			return nil
+		}
+		if rest, kept := l.Vacate(); kept {
+			return []store.Op{store.Put(kv.Key, store.Encode(rest))}
+		}
+		return []store.Op{store.Delete(kv.Key)}
+	})
+}
+
+// forgetClaims ends a node's wishes for pools. A pool that was for nobody else goes.
+func forgetClaims(ctx context.Context, s store.Store, node string) error {
+	return each(ctx, s, store.PoolPrefix, func(kv store.KV) []store.Op {
+		p, err := store.Decode[store.Pool](kv)
+		of := func(c store.Claim) bool { return c.Node == node && !c.Swarm }
+		if err != nil || !slices.ContainsFunc(p.Claims, of) {
+			return nil
+		}
+		p.Claims = slices.DeleteFunc(slices.Clone(p.Claims), of)
+		if len(p.Claims) > 0 || p.Network != "" {
+			return []store.Op{store.Put(kv.Key, store.Encode(p))}
+		}
+		return []store.Op{
+			store.Delete(kv.Key), store.Delete(store.CursorKey(p.Subnet)), store.DeletePrefix(store.PoolLeases(p.Subnet)),
+		}
+	})
+}
+
+// each changes every record below a prefix by what change makes of it.
+func each(ctx context.Context, s store.Store, prefix string, change func(store.KV) []store.Op) error {
+	kvs, _, err := s.List(ctx, prefix)
 	if err != nil {
 		return err
 	}
 	for _, kv := range kvs {
-		l, err := store.Decode[store.Lease](kv)
-		if err != nil || l.Node != node || l.Kind != store.LeaseEndpoint {
-			continue
-		}
-		op := store.Delete(kv.Key)
-		if rest, kept := l.Vacate(); kept {
-			op = store.Put(kv.Key, store.Encode(rest))
-		}
-		if _, err := s.Commit(ctx, []store.Cond{store.Unchanged(kv)}, op); err != nil && !errors.Is(err, store.ErrConflict) {
+		if err := one(ctx, s, kv, change); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// one changes a record. If somebody else has changed it meanwhile, such as a swarm that gives up its part of a lease, it
+// is looked at anew.
+func one(ctx context.Context, s store.Store, kv store.KV, change func(store.KV) []store.Op) error {
+	for {
+		ops := change(kv)
+		if len(ops) == 0 {
+			return nil
+		}
+		_, err := s.Commit(ctx, []store.Cond{store.Unchanged(kv)}, ops...)
+		if !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+		if kv, err = s.Get(ctx, kv.Key); errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // containers returns how many endpoints a node has.
