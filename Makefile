@@ -61,6 +61,10 @@ fuzz: ## run each fuzz target for FUZZTIME (10s)
 lint: ## gofmt, go vet, staticcheck, shellcheck
 	@script/lint
 
+.PHONY: generate
+generate: ## compile the eBPF program that balances services (clang 14.0.6, as of Debian 12)
+	@script/generate
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin out

@@ -27,6 +27,8 @@ type Linux struct {
 	frames    int   // a packet socket in our namespace that receives nothing, for announcements
 	hostID    int32 // the host's namespace as a number in ours, see IFLA_LINK_NETNSID
 
+	closing   sync.Once
+	closed    error
 	balancing balancers
 	balances  func() error // tries once
 
@@ -140,8 +142,13 @@ func (s *socket) nameNamespace(other int) (int32, error) {
 	return id, nil
 }
 
-// Close implements Kernel.
+// Close implements Kernel. Once is enough: afterwards the numbers of our descriptors are other files'.
 func (l *Linux) Close() error {
+	l.closing.Do(func() { l.closed = l.close() })
+	return l.closed
+}
+
+func (l *Linux) close() error {
 	var errs []error
 	for _, s := range []*socket{l.in, l.read, l.hostLinks} {
 		if s != nil {

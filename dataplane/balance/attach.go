@@ -143,7 +143,7 @@ func Adopt(index int) (*Set, error) {
 		}
 		ours[name] = have
 	}
-	s, err := load(ours)
+	s, err := load(spec, ours)
 	err = errors.Join(err, closeAll(found)) // the Set has its own descriptors
 	if err != nil {
 		return nil, err

@@ -47,14 +47,16 @@ type Set struct {
 }
 
 // New makes a Set that balances nothing yet.
-func New() (*Set, error) { return load(nil) }
-
-// load makes the programs, over maps that are there if given, of which it keeps copies.
-func load(maps map[string]*ebpf.Map) (*Set, error) {
+func New() (*Set, error) {
 	spec, err := specification()
 	if err != nil {
 		return nil, err
 	}
+	return load(spec, nil)
+}
+
+// load makes the programs, over maps that are there if given, of which it keeps copies.
+func load(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*Set, error) {
 	if err := rlimit.RemoveMemlock(); err != nil { // before Linux 5.11 maps count as locked memory
 		return nil, fmt.Errorf("lift the limit on locked memory: %w", err)
 	}

@@ -10,8 +10,10 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // The layouts of bpf/maps.h.
@@ -68,19 +70,27 @@ func (s *Set) PutBackend(b Backend) error {
 	if b.Draining {
 		v.Draining = 1
 	}
-	if err := s.maps[backendsMap].Put(id, &v); err != nil {
-		return fmt.Errorf("put the backend: %w", full(err))
+	if err := put(s.maps[backendsMap], id, &v); err != nil {
+		return fmt.Errorf("put the backend: %w", err)
 	}
 	s.ids[b.key()], s.used[id] = id, true
 	return nil
 }
 
-// full says what is allowed if a map has no room.
-func full(err error) error {
-	if errors.Is(err, ebpf.ErrKeyNotExist) || err == nil {
-		return err
+// put writes an entry. The kernel takes the memory for it from a small stock of its own, which it fills up a moment later
+// (kernel/bpf/memalloc.c): after some entries in a row there is none for that moment.
+func put(m *ebpf.Map, key, value any) error {
+	var err error
+	for pause := 100 * time.Microsecond; pause < time.Second; pause *= 2 {
+		if err = m.Put(key, value); !errors.Is(err, unix.ENOMEM) {
+			break
+		}
+		time.Sleep(pause)
 	}
-	return fmt.Errorf("%w (a network has room for 8,192 virtual addresses and 16,384 backends)", err)
+	if errors.Is(err, unix.E2BIG) {
+		return fmt.Errorf("%w: a network has room for 8,192 virtual addresses and 16,384 backends", err)
+	}
+	return err
 }
 
 // unusedID draws an id. A flow whose backend is gone must not take a later one for it, across restarts of the daemon
@@ -96,7 +106,7 @@ func (s *Set) unusedID() uint32 {
 
 func (s *Set) startCount(id uint32) error {
 	zero := make([]countValue, ebpf.MustPossibleCPU())
-	return s.maps[countsMap].Put(id, zero)
+	return put(s.maps[countsMap], id, zero)
 }
 
 // DelBackend removes a backend. Its open TCP connections are reset when their client sends something, and the probes that
@@ -139,8 +149,8 @@ func (s *Set) PutVIP(v VIP) error {
 		ids[i] = id
 	}
 	fill(&value.Slot, v.Backends, ids)
-	if err := s.maps[vipsMap].Put(v.Address.As16(), &value); err != nil {
-		return fmt.Errorf("put the virtual address: %w", full(err))
+	if err := put(s.maps[vipsMap], v.Address.As16(), &value); err != nil {
+		return fmt.Errorf("put the virtual address: %w", err)
 	}
 	return nil
 }

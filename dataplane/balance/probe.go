@@ -16,7 +16,7 @@ type Probe struct {
 	Frame  []byte
 }
 
-// vipMAC is VIP_MAC of bpf/answer.h.
+// vipMAC is what vip_mac makes in bpf/answer.h.
 func vipMAC() vxlan.MAC { return vxlan.MAC{0x02, 'N', 'D', 'V', 'I', 'P'} }
 
 // probes returns a probe for the client of every open connection to a backend. A client that only waits for an answer

@@ -4,14 +4,22 @@
 #include "packet.h"
 
 // Every virtual address has this MAC: locally administered, "NDVIP". It is seen between a container and this program only.
-#define VIP_MAC { 0x02, 'N', 'D', 'V', 'I', 'P' }
+// It is put together here, since a constant would be another map, which a new version would take over with the old value.
+inline_ void vip_mac(__u8 *mac)
+{
+	__be32 head = htonl(0x024e4456);
+	__be16 tail = htons(0x4950);
+	copy(mac, &head, 4);
+	copy(mac + 4, &tail, 2);
+}
 
 inline_ int back(struct __sk_buff *skb) { return bpf_redirect(skb->ifindex, 0); }
 
 // answer_frame sets the frame's addresses for an answer to the container whose MAC is to.
 inline_ void answer_frame(struct __sk_buff *skb, __u8 *to)
 {
-	__u8 mac[] = VIP_MAC;
+	__u8 mac[6];
+	vip_mac(mac);
 	bpf_skb_store_bytes(skb, 0, to, 6, 0);
 	bpf_skb_store_bytes(skb, 6, mac, 6, 0);
 }
@@ -150,7 +158,6 @@ inline_ int arp(struct __sk_buff *skb)
 {
 	struct arphdr a;
 	struct addr ip;
-	__u8 mac[] = VIP_MAC;
 	if (bpf_skb_load_bytes(skb, sizeof(struct ethhdr), &a, sizeof(a)))
 		return PASS;
 	__be32 v4;
@@ -165,7 +172,7 @@ inline_ int arp(struct __sk_buff *skb)
 	a.op = htons(2);
 	copy(a.tmac, a.smac, 6);
 	copy(a.tip, a.sip, 4);
-	copy(a.smac, mac, 6);
+	vip_mac(a.smac);
 	copy(a.sip, &v4, 4);
 	answer_frame(skb, a.tmac);
 	bpf_skb_store_bytes(skb, sizeof(struct ethhdr), &a, sizeof(a), 0);
@@ -177,7 +184,6 @@ inline_ int arp(struct __sk_buff *skb)
 inline_ int nd(struct __sk_buff *skb, struct packet *p)
 {
 	struct { struct icmphdr h; struct addr target; __u8 option, length, mac[6]; } m;
-	__u8 mac[] = VIP_MAC, all_nodes[] = { 0x33, 0x33, 0, 0, 0, 1 };
 	if (bpf_skb_load_bytes(skb, p->l4, &m, 24))
 		return PASS;
 	if (!bpf_map_lookup_elem(&vips, &m.target))
@@ -193,12 +199,14 @@ inline_ int nd(struct __sk_buff *skb, struct packet *p)
 	m.h = (struct icmphdr){ .type = 136, .rest = htonl(probe ? 0x20000000 : 0x60000000) }; // solicited, override
 	m.option = 2; // target link-layer address, 1 unit of 8 bytes
 	m.length = 1;
-	copy(m.mac, mac, 6);
+	vip_mac(m.mac);
 	m.h.check = fold(add_pseudo(p, IPPROTO_ICMPV6, sizeof(m), add(&m, sizeof(m), 0)));
 	if (answer_header(skb, p, IPPROTO_ICMPV6, sizeof(m), 255))
 		return DROP;
-	if (probe)
-		set_mac(skb, all_nodes);
+	if (probe) {
+		struct { __be16 group; __be32 low; } __attribute__((packed)) all_nodes = { htons(0x3333), htonl(1) };
+		set_mac(skb, (__u8 *)&all_nodes);
+	}
 	bpf_skb_store_bytes(skb, transport_at(p), &m, sizeof(m), 0);
 	return back(skb);
 }
