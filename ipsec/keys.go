@@ -33,10 +33,14 @@ func (secret) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`
 func (secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 func (secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
 
+// sealed keeps a secret where fmt does not find it. Fmt cannot call the methods of secret when it prints an unexported
+// field of something, and follows a pointer there if the verb is wrong for it; it never follows two.
+type sealed[T any] struct{ value *T }
+
 // PrivateKey is a node's X25519 key (RFC 7748) for one epoch. It lives in the daemon's memory only.
 type PrivateKey struct {
 	secret
-	key *ecdh.PrivateKey
+	key *sealed[ecdh.PrivateKey]
 }
 
 // GenerateKey makes a private key from the system's randomness. The error wraps ErrKey.
@@ -45,18 +49,16 @@ func GenerateKey() (*PrivateKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: generate X25519 key: %v", ErrKey, err)
 	}
-	return &PrivateKey{key: k}, nil
+	return &PrivateKey{key: &sealed[ecdh.PrivateKey]{k}}, nil
 }
 
 // Public returns the half that others may know, 32 bytes.
-func (k *PrivateKey) Public() []byte { return k.key.PublicKey().Bytes() }
+func (k *PrivateKey) Public() []byte { return k.key.value.PublicKey().Bytes() }
 
 // Key is the key material of one SA: the cipher's key and its salt.
 type Key struct {
 	secret
-	// material is behind a pointer because fmt cannot call the methods above when a Key is in an unexported field of
-	// something that is printed: it shows an address then.
-	material *[]byte
+	material *sealed[[]byte]
 }
 
 // Bytes returns the material for the kernel: the key, then 4 bytes of salt.
@@ -64,7 +66,7 @@ func (k Key) Bytes() []byte {
 	if k.material == nil {
 		return nil
 	}
-	return *k.material
+	return *k.material.value
 }
 
 // IsZero says whether there is no key, as in an SA that was read from the kernel.
@@ -95,7 +97,7 @@ func (p Pair) Derive(own *PrivateKey) (Key, error) {
 	if err != nil {
 		return Key{}, fmt.Errorf("%w: public key from %s to %s: %v", ErrKey, p.Sender.Name, p.Receiver.Name, err)
 	}
-	shared, err := own.key.ECDH(pub) // refuses a point of low order: the result would not depend on our key
+	shared, err := own.key.value.ECDH(pub) // refuses a point of low order: the result would not depend on our key
 	if err != nil {
 		return Key{}, fmt.Errorf("%w: agree on a key from %s to %s: %v", ErrKey, p.Sender.Name, p.Receiver.Name, err)
 	}
@@ -103,7 +105,7 @@ func (p Pair) Derive(own *PrivateKey) (Key, error) {
 	if err != nil {
 		return Key{}, fmt.Errorf("%w: derive the key from %s to %s: %v", ErrKey, p.Sender.Name, p.Receiver.Name, err)
 	}
-	return Key{material: &b}, nil
+	return Key{material: &sealed[[]byte]{&b}}, nil
 }
 
 // SPI returns the security parameter index for the pair's SA: the first of a sequence that follows from the pair alone

@@ -143,8 +143,12 @@ func (c *cluster) deliver(n *node) {
 	}
 }
 
-// round is one round of a node's daemon, which dies after that many kernel operations and writes; -1 is never.
-func (c *cluster) round(n *node, life int) {
+// never is for round.
+const never = -1
+
+// round is one round of a node's daemon, which dies after that many kernel operations and writes. After fails
+// operations the kernel refuses the rest.
+func (c *cluster) round(n *node, life, fails int) {
 	if n.m == nil {
 		if n.away {
 			return
@@ -165,7 +169,10 @@ func (c *cluster) round(n *node, life int) {
 	if err := want.Check(); err != nil {
 		c.t.Fatalf("%s: %v", n.self.Name, err)
 	}
-	for _, op := range Plan(n.kernel, want) {
+	for i, op := range Plan(n.kernel, want) {
+		if i == fails {
+			break
+		}
 		if dies() {
 			return
 		}
@@ -194,6 +201,9 @@ func (c *cluster) round(n *node, life int) {
 
 func (c *cluster) run(n *node, op Op) {
 	c.t.Helper()
+	if op.Verb == DelPolicy && op.Policy.Dir == Out && len(c.lost) == 0 && !c.cut {
+		c.t.Fatalf("%s stops sending: %s", n.self.Name, op)
+	}
 	if op.Verb == AddSA {
 		id, key := op.SA.ID(), op.SA.Key.Bytes()
 		once := fmt.Sprintf("%s %v", n.self.Name, id)
@@ -277,7 +287,7 @@ func (c *cluster) act() {
 		n.away = !n.away
 	case 1:
 		if c.mayDie(n) {
-			c.round(n, c.pick.below(12))
+			c.round(n, c.pick.below(12), never)
 		}
 	case 2:
 		if c.mayDie(n) {
@@ -291,8 +301,10 @@ func (c *cluster) act() {
 		n.now += time.Duration(c.pick.below(30)) * time.Second
 	case 6:
 		n.now += time.Duration(c.pick.below(90)) * time.Minute
-	case 7, 8, 9, 10:
-		c.round(n, -1)
+	case 7:
+		c.round(n, never, c.pick.below(8))
+	case 8, 9, 10:
+		c.round(n, never, never)
 	default:
 		c.deliver(n)
 	}
@@ -310,7 +322,7 @@ func (c *cluster) calm() {
 				c.deliver(n)
 			}
 			n.now += 4 * time.Second
-			c.round(n, -1)
+			c.round(n, never, never)
 		}
 		if c.changes != before {
 			quiet = 0
@@ -361,7 +373,7 @@ func TestTwoHundredRekeysUnderFaultsLoseNothing(t *testing.T) {
 	for i := range 200 {
 		n := c.nodes[i%3]
 		n.away = false
-		c.round(n, -1)
+		c.round(n, never, never)
 		before := n.m.newest().Number
 		n.m.Rekey()
 		for n.m == nil || n.m.newest().Number == before || !n.m.newest().published {
