@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/netdriver/netdriver/dataplane/balance"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -125,6 +127,10 @@ func TestKernelHasWhatThePlanMade(t *testing.T) {
 		newTestNet("192.0.2.1").local(1, 2, 3).peer("192.0.2.9", 4, 6).peer("192.0.2.3", 5).network(),
 		newTestNet("192.0.2.8").local(1, 3).peer("192.0.2.2", 2).network(),
 		v6, small,
+		balanced(small, draining(web(10, 1, 3), 3)),
+		balanced(small, db(10, 3), web(11)),
+		balanced(small, db(12, 3, 4)),
+		small,
 	}
 	kernels(t, func(t *testing.T, k Kernel) {
 		for _, want := range steps {
@@ -168,6 +174,12 @@ func TestKernelRefuses(t *testing.T) {
 		{"an MTU out of range", off(at(SetUp), func(o *Op) { o.Verb, o.MTU = SetMTU, 20 }), unix.EINVAL},
 		{"a long name", off(at(AddBridge), func(o *Op) { o.Device = "ndb4567890123456" }), unix.ERANGE},
 		{"bringing up what is not there", Op{Verb: SetUp, VNI: 5, Device: "ndb5"}, unix.ENODEV},
+		{"programs on what is not there", off(at(SetUp), func(o *Op) {
+			o.Verb, o.Endpoint, o.Device = Attach, endpointID(9), PortName(endpointID(9))
+		}), unix.ENODEV},
+		{"a VIP over a backend that is not there",
+			Op{Verb: PutVIP, VNI: testVNI, Service: "web", Address: endpointIP(10),
+				Backends: endpointIP(3).String() + "=" + endpointMAC(3).String()}, os.ErrNotExist},
 		{"an entry on what is not there",
 			Op{Verb: PutNeighbour, VNI: 5, Device: "ndb5", Address: endpointIP(1)}, unix.ENODEV},
 	}
@@ -407,4 +419,67 @@ func background(t *testing.T, f func(context.Context) error) {
 			t.Error("does not end")
 		}
 	})
+}
+
+func TestPuttingAServiceAgainAndRemovingWhatIsGoneAreNoErrors(t *testing.T) {
+	n := balanced(newTestNet("192.0.2.1").local(1).network(), web(10, 1, 3))
+	kernels(t, func(t *testing.T, k Kernel) {
+		ops := plan(Network{}, n)
+		if err := k.Run(t.Context(), ops); err != nil {
+			t.Fatal(err)
+		}
+		puts := slices.DeleteFunc(slices.Clone(ops), func(o Op) bool { return o.Verb < PutBackend })
+		if err := k.Run(t.Context(), puts); err != nil || len(puts) != 4 {
+			t.Errorf("%d operations again: %v", len(puts), err)
+		}
+		expect(t, k, n)
+		without := balanced(n)
+		dels := plan(n.asRead(), without)
+		for range 2 {
+			if err := k.Run(t.Context(), dels); err != nil {
+				t.Errorf("%v: %v", dels, err)
+			}
+			expect(t, k, without)
+		}
+	})
+}
+
+func TestServicesGoWithTheLastPort(t *testing.T) {
+	n := balanced(newTestNet("192.0.2.1").local(1).network(), web(10, 1))
+	without := newTestNet("192.0.2.1").network()
+	without.Services = n.Services
+	kernels(t, func(t *testing.T, k Kernel) {
+		p := NewPlane(k, quiet())
+		for _, want := range []Network{n, without, n} {
+			if _, err := p.Apply(t.Context(), want); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, k, want)
+		}
+		counts, err := p.Counts(t.Context(), testVNI)
+		if err != nil || len(counts) != 1 || counts[0].Service != "web" || counts[0].Address != endpointIP(1) {
+			t.Errorf("counters %+v, %v", counts, err)
+		}
+	})
+}
+
+// TestAKernelThatCannotBalanceHasEverythingElse, and what is missing is said once.
+func TestAKernelThatCannotBalanceHasEverythingElse(t *testing.T) {
+	f := NewFake()
+	f.Unsupported()
+	var log strings.Builder
+	p := NewPlane(f, slog.New(slog.NewTextHandler(&log, nil)))
+	n := balanced(newTestNet("192.0.2.1").local(1).peer("192.0.2.2", 3).network(), web(10, 1))
+	for range 2 {
+		if _, err := p.Apply(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect(t, f, balanced(n))
+	if n := strings.Count(log.String(), "virtual addresses do not work"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, log.String())
+	}
+	if err := p.Balances(); !errors.Is(err, balance.ErrUnsupported) {
+		t.Errorf("got %v, want ErrUnsupported", err)
+	}
 }

@@ -120,6 +120,21 @@ func TestPlanPrintsTheCommandsAnEngineerWouldType(t *testing.T) {
 			n.Ports[0].Enslaved, n.Ports[1].Enslaved = false, false
 		}), full},
 		{"remove", there, Network{}},
+		{"first-service", there, balanced(full, web(10, 2, 3))},
+		{"second-service", balanced(there, web(10, 2, 3)).asRead(),
+			balanced(full, db(11, 4), web(10, 2, 3))},
+		{"backends-change", balanced(there, web(10, 2, 3, 4)).asRead(),
+			balanced(full, draining(web(10, 1, 3, 4), 3))},
+		{"vip-moves-to-another-service", balanced(there, db(10, 4), web(11, 2, 3)).asRead(),
+			balanced(full, db(12, 4), web(10, 2, 3))},
+		{"port-added-where-services-are", balanced(there, web(10, 2)).asRead(),
+			balanced(newTestNet("192.0.2.1").local(1, 2, 6).peer("192.0.2.2", 3, 4).peer("192.0.2.3", 5).network(), web(10, 2))},
+		{"last-service-removed", balanced(there, web(10, 2, 3)).asRead(), full},
+		{"balancing-torn", with(balanced(there, web(10, 2, 3)).asRead(), func(n *Network) {
+			n.Ports[0].Balanced, n.Services[0].Stale = false, true
+			n.Services[0].Backends = n.Services[0].Backends[:1]
+		}), balanced(full, web(10, 2, 3))},
+		{"remove-with-services", balanced(there, web(10, 2, 3)).asRead(), Network{}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -130,6 +145,29 @@ func TestPlanPrintsTheCommandsAnEngineerWouldType(t *testing.T) {
 			golden(t, tt.name, b.String())
 		})
 	}
+}
+
+// balanced returns n with services; web and db are services with a VIP over endpoints.
+func balanced(n Network, services ...Service) Network {
+	return with(n, func(n *Network) { n.Services = services })
+}
+
+func web(vip int, ids ...int) Service { return overEndpoints("web", vip, ids) }
+func db(vip int, ids ...int) Service  { return overEndpoints("db", vip, ids) }
+
+func overEndpoints(id string, vip int, ids []int) Service {
+	s := Service{ID: id, VIPs: []netip.Addr{endpointIP(vip)}}
+	for _, i := range ids {
+		s.Backends = append(s.Backends, Backend{Address: endpointIP(i), MAC: endpointMAC(i)})
+	}
+	return s
+}
+
+func draining(s Service, id int) Service {
+	for i := range s.Backends {
+		s.Backends[i].Draining = s.Backends[i].Draining || s.Backends[i].Address == endpointIP(id)
+	}
+	return s
 }
 
 func golden(t *testing.T, name, got string) {
@@ -169,8 +207,34 @@ func anyNetwork() *rapid.Generator[Network] {
 				n.peer(p, at[p]...)
 			}
 		}
+		n.Services = anyServices(t)
 		return n.network()
 	})
+}
+
+// anyServices draws services that share backends and VIPs, so that VIPs move between them.
+func anyServices(t *rapid.T) (all []Service) {
+	holder := map[int]bool{}
+	for _, id := range []string{"db", "web"} {
+		if !rapid.Bool().Draw(t, "service") {
+			continue
+		}
+		var s Service
+		for _, i := range []int{1, 2, 3} {
+			if rapid.Bool().Draw(t, "backend") {
+				b := overEndpoints(id, 10, []int{i}).Backends[0]
+				b.Draining = rapid.Bool().Draw(t, "draining")
+				b.MAC[0] = rapid.SampledFrom([]byte{2, 6}).Draw(t, "container")
+				s.Backends = append(s.Backends, b)
+			}
+		}
+		if vip := rapid.IntRange(10, 12).Draw(t, "vip"); !holder[vip] {
+			holder[vip] = true
+			s.ID, s.VIPs = id, []netip.Addr{endpointIP(vip)}
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 // TestPlanLeadsFromAnyNetworkToAnyOther also disturbs the start, as another program could.
@@ -208,7 +272,7 @@ func mustRun(t interface{ Fatal(...any) }, f *Fake, ops []Op) {
 // disturb removes a device or an entry, or adds an entry.
 func disturb(t *rapid.T, f *Fake, n Network) {
 	op := Op{VNI: n.VNI}
-	switch rapid.IntRange(0, 3).Draw(t, "disturbance") {
+	switch rapid.IntRange(0, 4).Draw(t, "disturbance") {
 	case 0:
 		op.Verb, op.Device = DelLink, VXLANName(n.VNI)
 	case 1:
@@ -216,6 +280,16 @@ func disturb(t *rapid.T, f *Fake, n Network) {
 	case 2:
 		op.Verb, op.Device = PutFDB, VXLANName(n.VNI)
 		op.MAC, op.VTEP = endpointMAC(3), netip.MustParseAddr("192.0.2.77")
+	case 4:
+		f.Change(n.VNI, func(n *Network) {
+			for i := range n.Ports {
+				n.Ports[i].Balanced = false
+			}
+			for i := range n.Services {
+				n.Services[i].Backends, n.Services[i].Stale = nil, true
+			}
+		})
+		return
 	case 3:
 		if len(n.Neighbours) > 0 {
 			op = Op{Verb: DelNeighbour, VNI: n.VNI, Device: BridgeName(n.VNI), Address: n.Neighbours[0].Address}
@@ -272,6 +346,16 @@ func TestImpossibleNetworksAreRefused(t *testing.T) {
 			n.Bridge.MTU = 1279
 			n.Neighbours = append(n.Neighbours, Neighbour{netip.MustParseAddr("2001:db8::1"), endpointMAC(1)})
 		}, "at least 1280"},
+		{"VIP of two services", func(n *Network) { n.Services = []Service{db(10, 1), web(10, 2)} }, "is that of service db too"},
+		{"service twice", func(n *Network) { n.Services = []Service{web(10), web(11)} }, "is there twice"},
+		{"address of two backends", func(n *Network) { n.Services = []Service{web(10, 1, 1)} }, "same address"},
+		{"long service id", func(n *Network) {
+			n.Services = []Service{overEndpoints(strings.Repeat("x", 65), 10, nil)}
+		}, "1 to 64 characters"},
+		{"backend without MAC", func(n *Network) {
+			n.Services = []Service{web(10, 1)}
+			n.Services[0].Backends[0].MAC = vxlan.MAC{}
+		}, "no MAC"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

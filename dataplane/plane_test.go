@@ -37,7 +37,10 @@ func follow(t *testing.T, p *Plane, want Network) {
 	})
 }
 
-func eventually(t *testing.T, what string, ok func() bool) { t.Helper(); within(t, time.Second, what, ok) }
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	within(t, time.Second, what, ok)
+}
 
 func within(t *testing.T, patience time.Duration, what string, ok func() bool) {
 	t.Helper()

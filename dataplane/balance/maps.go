@@ -144,7 +144,7 @@ func (s *Set) PutVIP(v VIP) error {
 	for i, t := range v.Backends {
 		id, known := s.ids[backendKey{v.Service, t}]
 		if !known {
-			return fmt.Errorf("there is no backend %s with MAC %s: %w", t.Address, t.MAC, ebpf.ErrKeyNotExist)
+			return fmt.Errorf("there is no backend %s with MAC %s: %w", t.Address, t.MAC, unix.ENOENT)
 		}
 		ids[i] = id
 	}

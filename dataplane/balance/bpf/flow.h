@@ -114,9 +114,15 @@ inline_ int connection_lives(struct tuple *t, struct flow *f, struct backend *b,
 	struct reverse *r = find_reverse(IPPROTO_TCP, &server);
 	if (!r || r->state & FINISHED)
 		return 0;
+	if (r->state & REPLIED)
+		return 1;
 	// Asked again, and never an answer: the backend may be dead without anyone knowing. Try another, if there is one.
-	*try = f->tries + 1;
-	return r->state & REPLIED || pick(v, t, IPPROTO_TCP, *try) == f->backend;
+	for (int i = 1; i <= 8; i++) {
+		*try = f->tries + i;
+		if (pick(v, t, IPPROTO_TCP, *try) != f->backend)
+			return 0;
+	}
+	return 1;
 }
 
 // forget drops a flow. If its backend is gone, its other entry is one that reserve finds to be nobody's.
