@@ -178,6 +178,8 @@ type Endpoint struct {
 type Service struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
+	// Idle: it is scaled to 0.
+	Idle bool `json:"idle,omitempty"`
 	// VIPs are its virtual addresses; none in endpoint mode dnsrr.
 	VIPs []netip.Addr `json:"vips,omitempty"`
 	// Ready is how many of its Backends take new flows.

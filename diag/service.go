@@ -83,7 +83,7 @@ func (f facts) serviceRows() []Service {
 	holders := store.ByAddress(endpoints)
 	var out []Service
 	for _, s := range f.services {
-		row := Service{ID: s.ID, Name: s.Name, VIPs: s.VIPs}
+		row := Service{ID: s.ID, Name: s.Name, Idle: s.Idle, VIPs: s.VIPs}
 		for _, b := range s.Backends {
 			state, at := b.State(holders)
 			if state == store.BackendReady {
@@ -110,11 +110,11 @@ func (f facts) aboutServices(r NetworkReport) []Reason {
 	virtual := false
 	for _, s := range r.Services {
 		virtual = virtual || len(s.VIPs) > 0
-		if s.Ready > 0 {
+		if s.Ready > 0 || s.Idle {
 			continue
 		}
 		out = append(out, reason(Degraded, "service "+s.Name,
-			fmt.Sprintf("see `docker service ps %s` on a manager; a service that is scaled to 0 has none", s.Name),
+			fmt.Sprintf("see `docker service ps %s` on a manager", s.Name),
 			"service %s has no healthy backend%s", s.Name, unhealthy(s)))
 	}
 	if !virtual {

@@ -15,7 +15,13 @@ import (
 // serve publishes a service web with a VIP and the tasks of the given endpoints' addresses, as all nodes have seen.
 func (c *testCluster) serve(backends ...store.Backend) {
 	c.t.Helper()
-	s := store.Service{ID: "s1", Name: "web", Network: "my-net", VIPs: []netip.Addr{netip.MustParseAddr("10.10.0.99")}, Backends: backends}
+	c.publish(store.Service{Backends: backends})
+}
+
+// publish completes and publishes a service.
+func (c *testCluster) publish(s store.Service) {
+	c.t.Helper()
+	s.ID, s.Name, s.Network, s.VIPs = "s1", "web", "my-net", []netip.Addr{netip.MustParseAddr("10.10.0.99")}
 	c.put(store.Put(store.ServiceKey("my-net", s.ID), store.Encode(s)))
 	for i := range 3 {
 		c.status(i+1, store.Status{Applied: map[string]int64{"my-net": c.revision}})
@@ -83,6 +89,15 @@ func TestAServiceWithoutAHealthyBackendIsADegradation(t *testing.T) {
 		if err != nil || all.Networks[0].Verdict != Degraded || all.Networks[0].ServiceCount != 1 || all.Networks[0].Services != nil {
 			t.Errorf("summary %+v, error %v: want the same verdict, without the services", all, err)
 		}
+	}
+}
+
+// What nobody wants is missed by nobody.
+func TestAServiceThatIsScaledToZeroIsHealthy(t *testing.T) {
+	c := newCluster(t)
+	c.publish(store.Service{Idle: true})
+	if r := c.report(); r.Verdict != Healthy || !r.Services[0].Idle {
+		t.Errorf("verdict %s, reasons %+v, services %+v", r.Verdict, r.Reasons, r.Services)
 	}
 }
 

@@ -175,6 +175,8 @@ type Service struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
 	Network string `json:"network"`
+	// Idle: nobody wants a task of it now.
+	Idle bool `json:"idle,omitempty"`
 	// VIPs are the service's virtual addresses in the network, at most one per family, IPv4 first; none in endpoint mode
 	// dnsrr.
 	VIPs []netip.Addr `json:"vips,omitempty"`

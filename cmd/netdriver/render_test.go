@@ -144,7 +144,7 @@ func swarmed() diag.NetworkReport {
 	r.Services[0].Backends[0].Name = "api.1"
 	r.Reasons = []diag.Reason{{
 		Verdict: diag.Degraded, Place: "service api", Cause: "service api has no healthy backend: 1 task without endpoint",
-		Remedy: "see `docker service ps api` on a manager; a service that is scaled to 0 has none",
+		Remedy: "see `docker service ps api` on a manager",
 	}}
 	return r
 }

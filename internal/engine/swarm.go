@@ -17,6 +17,8 @@ import (
 // Service is one service of the swarm with what it has in each network.
 type Service struct {
 	ID, Name string
+	// Idle: it is scaled to 0.
+	Idle bool
 	// VIPs are its virtual addresses by Docker's network id; a network in endpoint mode dnsrr has none.
 	VIPs map[string][]netip.Addr
 }
@@ -112,6 +114,9 @@ func (e *Engine) Services(ctx context.Context) ([]Service, error) {
 	out := make([]Service, 0, len(list))
 	for _, s := range list {
 		svc := Service{ID: s.ID, Name: s.Spec.Name, VIPs: map[string][]netip.Addr{}}
+		if r := s.Spec.Mode.Replicated; r != nil && r.Replicas != nil {
+			svc.Idle = *r.Replicas == 0
+		}
 		for _, v := range s.Endpoint.VirtualIPs {
 			if p, err := netip.ParsePrefix(v.Addr); err == nil {
 				svc.VIPs[v.NetworkID] = append(svc.VIPs[v.NetworkID], p.Addr())

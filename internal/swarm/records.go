@@ -19,7 +19,9 @@ func records(
 		names[s.ID] = s.Name
 		for dockerID, vips := range s.VIPs {
 			if nw, ours := networks[dockerID]; ours {
-				out[store.ServiceKey(nw.Name, s.ID)] = store.Service{ID: s.ID, Name: s.Name, Network: nw.Name, VIPs: sorted(vips)}
+				out[store.ServiceKey(nw.Name, s.ID)] = store.Service{
+					ID: s.ID, Name: s.Name, Network: nw.Name, Idle: s.Idle, VIPs: sorted(vips),
+				}
 			}
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -16,8 +15,6 @@ import (
 const (
 	// driver is the managed plugin's name.
 	driver = "custom-overlay:latest"
-	// endpointMode is how a service's name is resolved: to the addresses of its tasks.
-	endpointMode = "dnsrr"
 	// startLimit is how long the tasks of a service may take to run on a busy machine.
 	startLimit = 90 * time.Second
 	// calls is how often the service is called to see all its replicas.
@@ -39,10 +36,11 @@ func (s *swarm) steps() []step {
 	return []step{
 		{"three Docker hosts, each with a systemd", s.startHosts},
 		{"netdriver on each: a service of the host, and a managed plugin in Docker", s.install},
+		{"a cluster of the three daemons", s.joinCluster},
 		{"a swarm", s.joinSwarm},
 		{"a network of the swarm", s.createNetwork},
 		{"a service with a replica on each host", s.createService},
-		{"a client calls the service by its name", s.call},
+		{"a client calls the service by its name, through its virtual address", s.call},
 		{"what netdriver knows", s.inspect},
 		{"the daemons are restarted one by one, and the client goes on calling", s.restart},
 		{"clean up: no trace is left on the hosts", s.remove},
@@ -59,24 +57,39 @@ func (s *swarm) startHosts(ctx context.Context) error {
 }
 
 func (s *swarm) install(ctx context.Context) error {
-	certificates, err := lab.Certificates(filepath.Join(s.lab.Dir, "tls"), s.lab.Nodes[0].Addr, s.lab.Nodes[1].Addr,
-		s.lab.Nodes[2].Addr)
-	if err != nil {
-		return err
-	}
-	store := fmt.Sprintf("https://%s:%d", s.first.Addr, storePort)
 	for _, n := range s.lab.Nodes {
-		where := "--store"
-		if n == s.first {
-			where = "--store-listen"
-		}
-		files := certificates[n.Addr]
-		if _, err := s.exec(ctx, n, "netdriver", "install", "--swarm", "--underlay", "eth0", where, store,
-			"--store-ca", files.CA, "--store-cert", files.Cert, "--store-key", files.Key); err != nil {
+		if _, err := s.exec(ctx, n, "netdriver", "install", "--swarm", "--underlay", "eth0"); err != nil {
 			return err
 		}
 	}
-	_, err = s.exec(ctx, s.first, "netdriver", "nodes")
+	return nil
+}
+
+// joinCluster makes a cluster of the three daemons, and waits until each has a member of the store.
+func (s *swarm) joinCluster(ctx context.Context) error {
+	if _, err := s.exec(ctx, s.first, "netdriver", "cluster", "init"); err != nil {
+		return err
+	}
+	token, err := s.exec(ctx, s.first, "netdriver", "cluster", "token")
+	if err != nil {
+		return err
+	}
+	for _, n := range s.lab.Nodes[1:] {
+		if _, err := s.exec(ctx, n, "netdriver", "cluster", "join", strings.TrimSpace(token)); err != nil {
+			return err
+		}
+	}
+	err = s.until(ctx, startLimit, func() error {
+		out, err := s.first.Exec(ctx, "netdriver", "cluster", "status")
+		if !strings.Contains(out, "can lose 1 more") {
+			err = errors.Join(err, fmt.Errorf("the store cannot lose a member yet: %s", out))
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = s.exec(ctx, s.first, "netdriver", "cluster", "status")
 	return err
 }
 
@@ -109,7 +122,7 @@ func (s *swarm) createService(ctx context.Context) error {
 	const serve = `echo "hello from $(hostname)" >/www/index.html; exec httpd -f -h /www`
 	// There is no registry to ask for the image's digest.
 	if _, err := s.exec(ctx, s.first, "docker", "service", "create", "--detach", "--no-resolve-image", "--name", "web",
-		"--endpoint-mode", endpointMode, "--network", network, "--replicas", "3", "--replicas-max-per-node", "1",
+		"--network", network, "--replicas", "3", "--replicas-max-per-node", "1",
 		"--hostname", "web-{{.Node.Hostname}}",
 		"--stop-grace-period", "1s",
 		lab.Image, "sh", "-c", serve); err != nil {
