@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -91,7 +92,10 @@ func (x *exchange) serve(ctx context.Context, addr netip.AddrPort) error {
 	mux.HandleFunc("POST /v1/join", answer(x.join))
 	mux.HandleFunc("POST /v1/renew", answer(x.renew))
 	mux.HandleFunc("POST /v1/authority", answer(x.authorityKey))
-	srv := &http.Server{Handler: mux, ReadTimeout: exchangeTimeout, WriteTimeout: exchangeTimeout, TLSConfig: config}
+	srv := &http.Server{
+		Handler: mux, ReadTimeout: exchangeTimeout, WriteTimeout: exchangeTimeout, TLSConfig: config,
+		ErrorLog: log.New(io.Discard, "", 0), // of strangers, who would fill the log
+	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr.String())
 	if err != nil {
 		return fmt.Errorf("listen for nodes that join: %w", err)
@@ -230,7 +234,8 @@ func ask[A any](ctx context.Context, config *tls.Config, members []netip.AddrPor
 		}
 		errs = append(errs, errors.Join(err, fmt.Errorf("member %s: %s", m, strings.TrimSpace(string(text)))))
 	}
-	return a, fmt.Errorf("no member of the cluster answers: %w; check that TCP port %d is open there", errors.Join(errs...), members[0].Port())
+	return a, fmt.Errorf("no member of the cluster answers: %w; check that TCP port %d is open there",
+		errors.Join(errs...), members[0].Port())
 }
 
 // trustOnly returns how to talk to a member of which nothing is known but the hash of its authority's certificate.

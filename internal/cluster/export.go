@@ -94,13 +94,18 @@ func readBackup(r io.Reader) ([]backupRecord, error) {
 		return nil, err
 	}
 	if header.Format != backupFormat || header.V != backupVersion {
-		return nil, fmt.Errorf("%w: format %q, version %d; this program reads version %d", ErrBackup, header.Format, header.V, backupVersion)
+		return nil, fmt.Errorf("%w: format %q, version %d; this program reads version %d",
+			ErrBackup, header.Format, header.V, backupVersion)
 	}
 	var records []backupRecord
+	named := map[string]bool{}
 	for lines.Scan() {
 		line := lines.Bytes()
 		var footer backupFooter
 		if err := json.Unmarshal(line, &footer); err == nil && footer.SHA256 != "" {
+			if lines.Scan() {
+				return nil, fmt.Errorf("%w: something follows its end", ErrBackup)
+			}
 			if got := hex.EncodeToString(sum.Sum(nil)); got != footer.SHA256 || footer.Records != len(records) {
 				return nil, fmt.Errorf("%w: it was changed or cut: %d records with SHA-256 %s, its end says %d with %s",
 					ErrBackup, len(records), got, footer.Records, footer.SHA256)
@@ -110,17 +115,24 @@ func readBackup(r io.Reader) ([]backupRecord, error) {
 		sum.Write(line)
 		sum.Write([]byte{'\n'})
 		var rec backupRecord
-		if err := json.Unmarshal(line, &rec); err != nil || rec.Key == "" {
-			return nil, fmt.Errorf("%w: record %d cannot be read: %v", ErrBackup, len(records)+1, err)
+		if err := json.Unmarshal(line, &rec); err != nil {
+			return nil, fmt.Errorf("%w: record %d: %w", ErrBackup, len(records)+1, err)
 		}
+		if rec.Key == "" || named[rec.Key] {
+			return nil, fmt.Errorf("%w: record %d has the key %q, which is empty or another's", ErrBackup, len(records)+1, rec.Key)
+		}
+		named[rec.Key] = true
 		records = append(records, rec)
 	}
-	return nil, fmt.Errorf("%w: its end is missing after %d records: %v", ErrBackup, len(records), lines.Err())
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("%w: after %d records: %w", ErrBackup, len(records), err)
+	}
+	return nil, fmt.Errorf("%w: its end is missing after %d records", ErrBackup, len(records))
 }
 
 func next(lines *bufio.Scanner, sum hash.Hash, into any) error {
 	if !lines.Scan() {
-		return fmt.Errorf("%w: it is empty: %v", ErrBackup, lines.Err())
+		return errors.Join(fmt.Errorf("%w: it is empty", ErrBackup), lines.Err())
 	}
 	sum.Write(lines.Bytes())
 	sum.Write([]byte{'\n'})
@@ -166,11 +178,22 @@ func Restore(ctx context.Context, s store.Store, r io.Reader, force bool) (int, 
 		}
 	}
 	for len(ops) > 0 {
-		some := ops[:min(len(ops), store.MaxOps)]
-		if _, err := s.Commit(ctx, nil, some...); err != nil {
+		n := fitting(ops)
+		if _, err := s.Commit(ctx, nil, ops[:n]...); err != nil {
 			return 0, fmt.Errorf("restore: %w; run it again", err)
 		}
-		ops = ops[len(some):]
+		ops = ops[n:]
 	}
 	return len(records), nil
+}
+
+// fitting returns how many of the first operations fit into one transaction: at least one.
+func fitting(ops []store.Op) int {
+	size := 0
+	for i, o := range ops[:min(len(ops), store.MaxOps)] {
+		if size += len(o.Key) + len(o.Value); i > 0 && size > store.MaxRequest {
+			return i
+		}
+	}
+	return min(len(ops), store.MaxOps)
 }
