@@ -10,8 +10,9 @@ import (
 )
 
 func TestCiphersAreThoseOfTheKernel(t *testing.T) {
-	want := map[Cipher]string{AES256GCM: "rfc4106(gcm(aes))", AES128GCM: "rfc4106(gcm(aes))",
-		ChaCha20Poly1305: "rfc7539esp(chacha20,poly1305)"}
+	want := map[Cipher]string{
+		AES256GCM: "rfc4106(gcm(aes))", AES128GCM: "rfc4106(gcm(aes))", ChaCha20Poly1305: "rfc7539esp(chacha20,poly1305)",
+	}
 	sizes := map[Cipher]int{AES256GCM: 36, AES128GCM: 20, ChaCha20Poly1305: 36}
 	for _, c := range Ciphers() {
 		if c.KernelName() != want[c] || c.KeySize() != sizes[c] {
@@ -37,7 +38,8 @@ func TestOptionEncryptedSaysWhatIsAllowed(t *testing.T) {
 	}
 	for _, value := range []string{"yes", "AES-256-GCM", "aes", " true"} {
 		_, err := ParseOption(value)
-		if !errors.Is(err, ErrCipher) || !strings.Contains(err.Error(), "chacha20-poly1305") || !strings.Contains(err.Error(), value) {
+		if !errors.Is(err, ErrCipher) || !strings.Contains(err.Error(), "chacha20-poly1305") ||
+			!strings.Contains(err.Error(), value) {
 			t.Errorf("encrypted=%s: %v", value, err)
 		}
 	}

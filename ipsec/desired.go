@@ -10,7 +10,7 @@ import (
 const (
 	// ReqID marks the SAs and templates that are netdriver's ("nv1"): nothing else in the kernel is touched.
 	ReqID = 0x6e7631
-	// ReplayWindow is the number of packets by which one may be late (RFC 4303 §3.4.3 wants at least 32; many queues of a
+	// ReplayWindow is the number of packets by which one may be late (RFC 4303 §3.4.3 wants at least 32; the queues of a
 	// fast card reorder more). It is set on SAs of both directions, since Linux wants a window with ESN.
 	ReplayWindow = 1024
 
@@ -123,8 +123,8 @@ func (s State) Check() error {
 	return nil
 }
 
-// Blocked returns the policies that stand below those of the pairs, in both directions and both families: what no pair's
-// policy lets through to the port is dropped, whoever it comes from or goes to.
+// Blocked returns the policies that stand below those of the pairs, in both directions and both families: what no
+// pair's policy lets through to the port is dropped, whoever it comes from or goes to.
 func Blocked(port uint16) State {
 	var s State
 	for _, any := range []netip.Prefix{

@@ -16,10 +16,12 @@ const (
 	// still be on their way.
 	DefaultGrace = 10 * time.Second
 	// DefaultMaxPackets of one SA ask for a new epoch. With 2³² packets of 1500 bytes the advantage of somebody who
-	// attacks AES-GCM is still below 2⁻⁵⁰ (RFC 9001 appendix B.1 has the formula); half of it leaves time for the change.
+	// attacks AES-GCM is still below 2⁻⁵⁰ (σ²/2¹²⁹ for σ blocks, as in RFC 9001 appendix B.1); half of it leaves time
+	// for the change.
 	DefaultMaxPackets = 1 << 31
 
-	// MaxEpochs are offered at once before a timer waits: the newest, the one before it, and one that an absent peer holds.
+	// MaxEpochs are offered at once before a timer waits: the newest, the one before it, and one that an absent peer
+	// holds.
 	MaxEpochs = 3
 	// mostEpochs holds even if SAs get lost or the daemon restarts again and again; the oldest goes then.
 	mostEpochs = 8
@@ -52,7 +54,8 @@ func (c Config) Check() error {
 		errs = append(errs, CheckCipher(k))
 	}
 	if c.Rekey <= 0 || c.Grace < 0 || c.Grace >= c.Rekey || c.Keep < c.Grace {
-		errs = append(errs, fmt.Errorf("rekey %s, grace %s, keep %s: want 0 ≤ grace < rekey and grace ≤ keep", c.Rekey, c.Grace, c.Keep))
+		errs = append(errs, fmt.Errorf("rekey %s, grace %s, keep %s: want 0 ≤ grace < rekey and grace ≤ keep",
+			c.Rekey, c.Grace, c.Keep))
 	}
 	if c.MaxPackets == 0 {
 		errs = append(errs, errors.New("a limit of 0 packets"))
@@ -60,9 +63,11 @@ func (c Config) Check() error {
 	return errors.Join(errs...)
 }
 
-// Machine is the key exchange of one node: a pure state machine that is told what the store says (Step), what the kernel
-// did (Done, Lost, Count) and what was written (Published). It is not safe for concurrent use. A round of its owner:
+// Machine is the key exchange of one node: a pure state machine that is told what the store says (Step), what the
+// kernel did (Done, Found, Count) and what was written (Published). It is not safe for concurrent use. A round of its
+// owner:
 //
+//	m.Found(have)
 //	want := m.Step(now, view)
 //	for op in Plan(have, want): run op; m.Done(op)
 //	write m.Offer() and m.Links() where the store differs; m.Published(offer)
@@ -71,8 +76,8 @@ func (c Config) Check() error {
 type Machine struct {
 	self Identity
 	cfg  Config
-	// now is the last reading of the node's clock; clock advances with it only while the store can be reached, so that a
-	// lost store never lets a peer's time run out.
+	// now is the last reading of the node's clock; clock advances with it only while the store can be reached, so that
+	// a lost store never lets a peer's time run out.
 	now, clock time.Duration
 	// began is the first reading.
 	began   time.Duration
@@ -248,7 +253,8 @@ func (m *Machine) begin() error {
 	}
 	m.epochs = append(m.epochs, &epoch{
 		Epoch: Epoch{
-			Number: number, ID: rand.Text(), Public: key.Public(), Ciphers: slices.Clone(m.cfg.Ciphers), Encap: m.cfg.Encap,
+			Number: number, ID: rand.Text(), Public: key.Public(),
+			Ciphers: slices.Clone(m.cfg.Ciphers), Encap: m.cfg.Encap,
 		},
 		private: key, made: m.now,
 	})

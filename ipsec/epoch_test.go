@@ -77,7 +77,8 @@ func TestPairTakesUpAChangedCipher(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.calm()
-	if a, b := peerOf(t, c.nodes[0], "n1"), peerOf(t, c.nodes[1], "n0"); a.Cipher != ChaCha20Poly1305 || b.Cipher != a.Cipher {
+	a, b := peerOf(t, c.nodes[0], "n1"), peerOf(t, c.nodes[1], "n0")
+	if a.Cipher != ChaCha20Poly1305 || b.Cipher != a.Cipher {
 		t.Errorf("%s and %s", a.Cipher, b.Cipher)
 	}
 }
@@ -141,7 +142,8 @@ func TestASilentPeerIsReportedAndGetsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := Offer{Node: testNode(1), Epochs: []Epoch{{Number: 1, ID: "X", Public: fixedKey(t, 1).Public(), Ciphers: Ciphers()}}}
+	other := Offer{Node: testNode(1), Epochs: []Epoch{
+		{Number: 1, ID: "X", Public: fixedKey(t, 1).Public(), Ciphers: Ciphers()}}}
 	have := State{}
 	for i := range 10 {
 		want, err := m.Step(time.Duration(i)*time.Minute, View{Offers: []Offer{other}, Fresh: true})
@@ -160,7 +162,8 @@ func TestASilentPeerIsReportedAndGetsNothing(t *testing.T) {
 		}
 	}
 	want := Peer{
-		Name: "n1", Receives: []SAID{have.SAs[0].ID()}, Blocked: "it has not acknowledged a key that is in use here", Behind: true,
+		Name: "n1", Receives: []SAID{have.SAs[0].ID()}, Behind: true,
+		Blocked: "it has not acknowledged a key that is in use here",
 	}
 	if diff := cmp.Diff([]Peer{want}, m.Peers(), cmp.Comparer(func(a, b SAID) bool { return a == b })); diff != "" {
 		t.Error(diff)
@@ -187,7 +190,8 @@ func TestPeersThatCannotBeTrustedOrUsedAreBlockedAndOthersAreNot(t *testing.T) {
 	if len(state.SAs) != 1 || state.SAs[0].Src != testNode(1).VTEP {
 		t.Errorf("SAs %v", state.SAs)
 	}
-	for i, says := range []string{"not acknowledged", "nothing in common", "agree on a key", "claims its address", "claims its address"} {
+	twice := "claims its address"
+	for i, says := range []string{"not acknowledged", "nothing in common", "agree on a key", twice, twice} {
 		if p := peerOf(t, &node{m: m}, fmt.Sprintf("n%d", i+1)); !strings.Contains(p.Blocked, says) {
 			t.Errorf("%s is blocked: %q, want %q", p.Name, p.Blocked, says)
 		}

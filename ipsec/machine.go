@@ -11,7 +11,8 @@ import (
 )
 
 // View is what the store says, as far as this node has heard: the offers of the nodes that it shares encrypted networks
-// with (its own does not matter), and by the name of the writer their links to it.
+// with (its own does not matter), and by the name of the writer their links to it. A node that is missing is gone, and
+// its SAs with it, so there is no view before the whole store has been read once.
 type View struct {
 	Offers []Offer
 	Links  map[string]Link
@@ -84,8 +85,9 @@ type sending struct {
 func (m *Machine) Step(now time.Duration, v View) (State, error) {
 	m.advance(now, v.Fresh)
 	m.meet(v)
+	var errs []error
 	if err := m.turn(); err != nil {
-		return State{}, err
+		errs = append(errs, err)
 	}
 	for id, a := range m.sas {
 		if a.wanted = false; !a.installed {
@@ -93,7 +95,6 @@ func (m *Machine) Step(now time.Duration, v View) (State, error) {
 		}
 	}
 	state := Blocked(m.cfg.Port)
-	var errs []error
 	for _, name := range m.names() {
 		p := m.peers[name]
 		if err := m.receive(p, v.Taken); err != nil {
@@ -172,7 +173,8 @@ func (m *Machine) add(p *peer, pair Pair, spi uint32, key *PrivateKey, inbound b
 		return fmt.Errorf("encrypt between %s and %s: %w", pair.Sender.Name, pair.Receiver.Name, err)
 	}
 	m.sas[sa.ID()] = &association{
-		SA: sa, ref: SARef{pair.SenderEpoch.ID, pair.ReceiverEpoch.ID, spi}, peer: p.offer.Node.Name, inbound: inbound, wanted: true,
+		SA: sa, ref: SARef{pair.SenderEpoch.ID, pair.ReceiverEpoch.ID, spi}, peer: p.offer.Node.Name, inbound: inbound,
+		wanted: true,
 	}
 	return nil
 }
@@ -247,8 +249,8 @@ func (m *Machine) canSend(p *peer, mine *epoch, ref SARef) bool {
 	return mine.private != nil && !m.used[u]
 }
 
-// hasLost says whether an SA of our newest epoch e was in the kernel, is not any more and is needed: to receive, or to send
-// as the peer has acknowledged. The pair can only go on with a new epoch then.
+// hasLost says whether an SA of our newest epoch e was in the kernel, is not any more and is needed: to receive, or to
+// send as the peer has acknowledged. The pair can only go on with a new epoch then.
 func (m *Machine) hasLost(e *epoch) bool {
 	for name, p := range m.peers {
 		for _, theirs := range p.offer.Epochs {
@@ -300,14 +302,15 @@ func (m *Machine) setSending(to netip.Addr, spi uint32, blocked bool) {
 	m.sends[to] = s
 }
 
-// Lost tells that SAs which were in the kernel are not there any more, or not as they should be, without an operation
-// of ours. They are not made again: see Plan. If they were in use a new epoch begins with the next Step.
-func (m *Machine) Lost(ids ...SAID) {
-	for _, id := range ids {
-		if a := m.sas[id]; a != nil && a.installed {
-			delete(m.sas, id)
-		}
+// Found tells what was read from the kernel, after all operations that were Done. SAs that are not there any more were
+// lost without an operation of ours. They are not made again: see Plan. If they are needed a new epoch begins with the
+// next Step.
+func (m *Machine) Found(have State) {
+	there := map[SAID]bool{}
+	for _, s := range have.SAs {
+		there[s.ID()] = true
 	}
+	maps.DeleteFunc(m.sas, func(id SAID, a *association) bool { return a.installed && !there[id] })
 }
 
 // Links returns what the store should have from this node to each peer, sorted by their names. A link of this node's

@@ -65,12 +65,14 @@ func testConfig() Config {
 }
 
 func testNode(i int) Identity {
-	return Identity{Name: fmt.Sprintf("n%d", i), ID: fmt.Sprintf("id%d", i), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})}
+	vtep := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
+	return Identity{Name: fmt.Sprintf("n%d", i), ID: fmt.Sprintf("id%d", i), VTEP: vtep}
 }
 
 func newCluster(t failer, pick chooser, n int) *cluster {
 	c := &cluster{
-		t: t, pick: pick, store: map[string]any{}, keys: map[SAID][]byte{}, added: map[string]bool{}, lost: map[SAID]bool{},
+		t: t, pick: pick, store: map[string]any{},
+		keys: map[SAID][]byte{}, added: map[string]bool{}, lost: map[SAID]bool{},
 	}
 	for i := range n {
 		// The clocks have nothing to do with each other.
@@ -261,14 +263,12 @@ func (c *cluster) at(a netip.Addr) *node {
 
 // flush is somebody else's ip xfrm state flush, and what the node's watcher makes of it.
 func (c *cluster) flush(n *node) {
-	var ids []SAID
 	for _, s := range n.kernel.SAs {
 		c.lost[s.ID()] = true
-		ids = append(ids, s.ID())
 	}
 	n.kernel.SAs = nil
 	if n.m != nil {
-		n.m.Lost(ids...)
+		n.m.Found(n.kernel)
 	}
 }
 
@@ -338,8 +338,9 @@ func (c *cluster) calm() {
 func (c *cluster) converged() {
 	c.t.Helper()
 	for _, n := range c.nodes {
-		if len(n.m.Offer().Epochs) != 1 || len(n.kernel.SAs) != 2*(len(c.nodes)-1) {
-			c.t.Fatalf("%s did not calm down: %d epochs, %d SAs", n.self.Name, len(n.m.Offer().Epochs), len(n.kernel.SAs))
+		epochs, sas := len(n.m.Offer().Epochs), len(n.kernel.SAs)
+		if epochs != 1 || sas != 2*(len(c.nodes)-1) {
+			c.t.Fatalf("%s did not calm down: %d epochs, %d SAs", n.self.Name, epochs, sas)
 		}
 		for _, p := range n.m.Peers() {
 			there := c.nodes[slices.IndexFunc(c.nodes, func(o *node) bool { return o.self.Name == p.Name })]

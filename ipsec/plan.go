@@ -26,13 +26,13 @@ type Op struct {
 	Policy Policy
 }
 
-// Plan returns the operations that lead from have to want. Blocking policies come first and go last, so that there is no
-// moment at which a packet finds no policy. SAs come before the policies that use them and go after them, so a packet
+// Plan returns the operations that lead from have to want. Blocking policies come first and go last, so that there is
+// no moment at which a packet finds no policy. SAs come before the policies that use them and go after them, so a packet
 // that is allowed finds its key. have must hold only what is ours: SAs with ReqID, policies with our two priorities.
 //
 // An SA is never added while one with its address and SPI is there: one that is not as wanted is only removed. Adding
 // it again with the same key would count its packets from 1 again, and a counter that repeats breaks GCM and
-// ChaCha20-Poly1305 (RFC 4106 §2). The caller reports it as lost, and the Machine makes a new key.
+// ChaCha20-Poly1305 (RFC 4106 §2). The Machine makes a new key instead: see Machine.Done and Found.
 func Plan(have, want State) []Op {
 	var ops []Op
 	sas, policies := map[SAID]SA{}, map[PolicyID]Policy{}

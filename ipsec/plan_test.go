@@ -33,7 +33,8 @@ func golden(t *testing.T, name, got string) {
 
 func testSA(src, dst string, spi uint32) SA {
 	return SA{
-		Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), SPI: spi, Cipher: AES256GCM, Window: ReplayWindow, ESN: true,
+		Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), SPI: spi, Cipher: AES256GCM,
+		Window: ReplayWindow, ESN: true,
 	}
 }
 

@@ -38,8 +38,8 @@ type Epoch struct {
 	// ID is random: an epoch of a node whose state was lost is never taken for another with the same number.
 	ID     string `json:"id"`
 	Public []byte `json:"public"`
-	// Ciphers are what the node can and may use, the preferred one first. They are fixed for an epoch, so that both ends
-	// come to the same cipher at any time.
+	// Ciphers are what the node can and may use, the preferred one first. They are fixed for an epoch, so that both
+	// ends come to the same cipher at any time.
 	Ciphers []Cipher `json:"ciphers"`
 	// Encap is the UDP port of ESP-in-UDP (RFC 3948); 0 means plain ESP, unless the other end wants encapsulation.
 	Encap uint16 `json:"encap,omitempty"`

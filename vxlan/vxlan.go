@@ -78,9 +78,9 @@ const (
 //
 // The underlay's U bytes hold the IP header, H = 20 (IPv4) or 40 (IPv6), with 8 more for the UDP header of ESP-in-UDP,
 // and 32 bytes of ESP: header 8, IV 8, ICV 16. What is left is rounded down to whole words of 4, since ESP pads up to
-// one, and holds 2 bytes of trailer and VXLAN's 30 within the encryption: inner Ethernet 14, VXLAN 8, UDP 8. So an underlay
-// of 1500 gives 1416 with IPv4 and 1396 with IPv6, and 1408 and 1388 over UDP. The error wraps ErrMTU if nothing useful
-// is left.
+// one, and holds 2 bytes of trailer and VXLAN's 30 within the encryption: inner Ethernet 14, VXLAN 8, UDP 8. So an
+// underlay of 1500 gives 1416 with IPv4 and 1396 with IPv6, and 1408 and 1388 over UDP. The error wraps ErrMTU if
+// nothing useful is left.
 func EncryptedMTU(underlay int, vtep netip.Addr, encap bool) (int, error) {
 	inside := ethernetHeader + vxlanHeader + udpHeader
 	outside := Overhead(vtep) - inside
@@ -90,7 +90,7 @@ func EncryptedMTU(underlay int, vtep netip.Addr, encap bool) (int, error) {
 	room := (underlay - outside - espHeader - espIV - espICV) &^ (espAlign - 1)
 	mtu := room - espTrailer - inside
 	if mtu < MinMTU4 {
-		return 0, fmt.Errorf("%w: underlay MTU %d leaves %d after ESP and VXLAN, at least %d is needed; raise the underlay's MTU",
+		return 0, fmt.Errorf("%w: underlay MTU %d leaves %d after ESP and VXLAN, at least %d is needed; raise the underlay's",
 			ErrMTU, underlay, mtu, MinMTU4)
 	}
 	return mtu, nil
