@@ -47,7 +47,7 @@ moby: build ## Docker's own libnetwork drives the plugin (root)
 
 .PHONY: e2e
 e2e: build ## end-to-end tests on real Docker hosts; T=REGEXP chooses some (root)
-	go test -tags e2e -count=1 -v -timeout 30m -run '$(T)' ./test/e2e/...
+	go test -tags e2e -count=1 -v -timeout 75m -run '$(T)' ./test/e2e/...
 
 .PHONY: bench
 bench: build ## side by side with the layout of Docker's overlay (root)
