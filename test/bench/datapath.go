@@ -24,7 +24,7 @@ func dataPath(ctx context.Context, b *bench) ([]Result, error) {
 	udp := func(addr netip.Addr) (float64, error) { return udpCost(from, to.container, addr, udpPackets) }
 	latency := func(serverCPU int) func(netip.Addr) (float64, error) {
 		return func(addr netip.Addr) (float64, error) {
-			times, err := requestResponse(from, to.container, addr, transactions, serverCPU)
+			times, err := requestResponse(from, to.container, addr, addr, transactions, serverCPU)
 			return times.percentile(5), err
 		}
 	}

@@ -33,6 +33,10 @@ type node struct {
 	// docker and ours are the container's addresses in the two overlays.
 	docker, ours netip.Addr
 	mac          vxlan.MAC
+	// sandbox is the network's namespace in Docker's layout; plane and want are what makes ours.
+	sandbox *host
+	plane   *dataplane.Plane
+	want    dataplane.Network
 }
 
 // A testbed is two nodes with one underlay between them and one container each. Both layouts are there at the same
@@ -117,6 +121,7 @@ func (b *testbed) dockerLayout(n, peer *node) error {
 		return err
 	}
 	b.close = append(b.close, sandbox.close)
+	n.sandbox = sandbox
 	tunnel := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: "vxlan0", MTU: overlayMTU},
 		VxlanId:   dockerVNI, Port: int(vxlan.DefaultPort), Learning: true, Proxy: true, L2miss: true, L3miss: true,
@@ -135,18 +140,28 @@ func (b *testbed) dockerLayout(n, peer *node) error {
 		LinkAttrs: netlink.LinkAttrs{Name: "veth0", MTU: overlayMTU, MasterIndex: bridge.Index, TxQLen: 0},
 		PeerName:  "eth0", PeerHardwareAddr: n.mac.HardwareAddr(), PeerNamespace: netlink.NsFd(int(n.container.ns)),
 	}
-	index := moved.Attrs().Index
 	return errors.Join(
 		sandbox.links.LinkSetMaster(moved, bridge), sandbox.links.LinkSetUp(moved),
 		sandbox.links.LinkAdd(port), sandbox.links.LinkSetUp(port),
 		n.container.addressed("eth0", n.docker.String()+"/24"),
-		sandbox.links.NeighSet(&netlink.Neigh{
+		n.dockerPeer(peer.docker, peer.mac, peer.vtep))
+}
+
+// dockerPeer tells Docker's layout on n of a container on another node.
+func (n *node) dockerPeer(addr netip.Addr, mac vxlan.MAC, vtep netip.Addr) error {
+	tunnel, err := n.sandbox.links.LinkByName("vxlan0")
+	if err != nil {
+		return err
+	}
+	index := tunnel.Attrs().Index
+	return errors.Join(
+		n.sandbox.links.NeighSet(&netlink.Neigh{
 			LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT,
-			IP: peer.docker.AsSlice(), HardwareAddr: peer.mac.HardwareAddr(),
+			IP: addr.AsSlice(), HardwareAddr: mac.HardwareAddr(),
 		}),
-		sandbox.links.NeighSet(&netlink.Neigh{
+		n.sandbox.links.NeighSet(&netlink.Neigh{
 			LinkIndex: index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: netlink.NUD_PERMANENT,
-			IP: peer.vtep.AsSlice(), HardwareAddr: peer.mac.HardwareAddr(),
+			IP: vtep.AsSlice(), HardwareAddr: mac.HardwareAddr(),
 		}))
 }
 
@@ -165,6 +180,7 @@ func (b *testbed) ourLayout(ctx context.Context, runDir string, n, peer *node) e
 	}
 	want.Neighbours = []dataplane.Neighbour{{Address: n.ours, MAC: n.mac}, {Address: peer.ours, MAC: peer.mac}}
 	want.Sort()
+	n.plane, n.want = plane, want
 	if _, err := plane.Apply(ctx, want); err != nil {
 		return err
 	}

@@ -31,6 +31,7 @@ func benchmarks() []benchmark {
 	return []benchmark{
 		{"datapath", dataPath},
 		{"program", programming},
+		{"balance", balancing},
 		{"attach", attaching},
 		{"propagate", propagating},
 		{"memory", memory},

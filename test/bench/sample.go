@@ -48,3 +48,12 @@ func ratios(ours, theirs sample) (sample, error) {
 	}
 	return out, nil
 }
+
+// mean returns the arithmetic mean; that of an empty sample is NaN.
+func (s sample) mean() float64 {
+	sum := 0.0
+	for _, v := range s {
+		sum += v
+	}
+	return sum / float64(len(s))
+}

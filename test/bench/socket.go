@@ -56,8 +56,9 @@ func listener(h *host, kind int, addr netip.Addr) (fd int, at unix.Sockaddr, err
 	return fd, at, nil
 }
 
-// connected returns the two ends of a TCP connection from one host to another's address.
-func connected(from, to *host, addr netip.Addr) (client, server int, err error) {
+// connected returns the two ends of a TCP connection from one host to another's address; the client calls via, which is
+// the address itself or a virtual one that leads there.
+func connected(from, to *host, addr, via netip.Addr) (client, server int, err error) {
 	l, at, err := listener(to, unix.SOCK_STREAM, addr)
 	if err != nil {
 		return -1, -1, err
@@ -66,13 +67,13 @@ func connected(from, to *host, addr netip.Addr) (client, server int, err error) 
 	if client, err = socketIn(from, unix.SOCK_STREAM); err != nil {
 		return -1, -1, err
 	}
-	err = unix.Connect(client, at)
+	err = unix.Connect(client, called(at, via))
 	if err == nil {
 		server, _, err = unix.Accept4(l, unix.SOCK_CLOEXEC)
 	}
 	if err != nil {
 		unix.Close(client)
-		return -1, -1, fmt.Errorf("connect to %s: %w", addr, err)
+		return -1, -1, fmt.Errorf("connect to %s: %w", via, err)
 	}
 	wait := unix.NsecToTimeval(int64(silence))
 	err = errors.Join(
@@ -85,6 +86,11 @@ func connected(from, to *host, addr netip.Addr) (client, server int, err error) 
 		return -1, -1, fmt.Errorf("set up a connection: %w", err)
 	}
 	return client, server, nil
+}
+
+// called is the port of at at another address.
+func called(at unix.Sockaddr, via netip.Addr) unix.Sockaddr {
+	return &unix.SockaddrInet4{Port: at.(*unix.SockaddrInet4).Port, Addr: via.As4()}
 }
 
 // mmsghdr is struct mmsghdr of man 2 sendmmsg.

@@ -168,8 +168,8 @@ func softirqTime() (total time.Duration, err error) {
 // microseconds. The client is on CPU 0, the server on CPU serverCPU: on the same one the time is that of the
 // packets' way and of switching between two threads, on another one half of it is waking that CPU up, which has
 // nothing to do with the network.
-func requestResponse(from, to *host, addr netip.Addr, count, serverCPU int) (sample, error) {
-	client, server, err := connected(from, to, addr)
+func requestResponse(from, to *host, addr, via netip.Addr, count, serverCPU int) (sample, error) {
+	client, server, err := connected(from, to, addr, via)
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +221,7 @@ func exactly(n int, err error) error {
 
 // transferTime sends bytes over one TCP connection and returns how long that took, in milliseconds.
 func transferTime(from, to *host, addr netip.Addr, bytes int) (float64, error) {
-	client, server, err := connected(from, to, addr)
+	client, server, err := connected(from, to, addr, addr)
 	if err != nil {
 		return 0, err
 	}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+const (
+	manyServices    = 1000
+	serviceBackends = 3
+	// requests is how many connections one measurement of a round makes.
+	requests = 300
+)
+
+// balancing measures services' virtual addresses: how long many take to be programmed, what balancing costs against no
+// balancing, and against Docker's way where the kernel has IPVS.
+func balancing(ctx context.Context, b *bench) ([]Result, error) {
+	programmed, err := programServices(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	results := []Result{programmed}
+	bed, err := newTestbed(ctx, b.dir)
+	if err != nil {
+		return results, err
+	}
+	defer bed.remove()
+	client, server := bed.nodes[0], bed.nodes[1]
+	straight := path{from: client.container, to: server.container, at: server.ours, via: server.ours}
+	ours := straight
+	if ours.via, err = client.balanceOurs(ctx, server); err != nil {
+		return results, err
+	}
+	more, err := comparePaths(ctx, b, "straight to the task (for information)", ours, straight, 0)
+	results = append(results, more...)
+	if err != nil || !hasIPVS() {
+		return results, err
+	}
+	docker := path{from: client.container, to: server.container, at: server.docker}
+	if docker.via, err = bed.balanceDocker(client, server); err != nil {
+		return results, fmt.Errorf("Docker's load balancer: %w", err)
+	}
+	more, err = comparePaths(ctx, b, "through Docker's load balancer (IPVS)", ours, docker, 1)
+	return append(results, more...), err
+}
+
+// A path is how a client reaches a server: it listens at its own address, the client calls via.
+type path struct {
+	from, to *host
+	at, via  netip.Addr
+}
+
+// comparePaths measures two paths in turns.
+func comparePaths(ctx context.Context, b *bench, against string, ours, theirs path, target float64) ([]Result, error) {
+	var results []Result
+	for _, m := range []struct {
+		what    string
+		measure func(path) (float64, error)
+	}{
+		{"TCP request and response of 1 byte to a virtual address, p5 of the latency", func(p path) (float64, error) {
+			times, err := requestResponse(p.from, p.to, p.at, p.via, transactions, 0)
+			return times.percentile(5), err
+		}},
+		{"connection, request, response, end, mean time", func(p path) (float64, error) {
+			times, err := p.request(requests)
+			return times.mean(), err
+		}},
+		{"connection, request, response, end, p99", func(p path) (float64, error) {
+			times, err := p.request(requests)
+			return times.percentile(99), err
+		}},
+	} {
+		one, other, err := inTurns(ctx, b.rounds,
+			func() (float64, error) { return m.measure(ours) }, func() (float64, error) { return m.measure(theirs) })
+		if err != nil {
+			return results, fmt.Errorf("%s: %w", m.what, err)
+		}
+		r, err := ratioResult(m.what+" ÷ that "+against, one, other, "µs", target)
+		if err != nil {
+			return results, err
+		}
+		results = append(results, r)
+	}
+	return results, nil
+}
+
+// request makes connections one after the other, each for one byte and one byte back, and returns how long each took,
+// in microseconds.
+func (p path) request(count int) (sample, error) {
+	l, at, err := listener(p.to, unix.SOCK_STREAM, p.at)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(l)
+	times := make(sample, count)
+	answers := onCPU(0, func() error {
+		for range count {
+			if err := answerOne(l); err != nil {
+				return fmt.Errorf("answer: %w", err)
+			}
+		}
+		return nil
+	})
+	asks := onCPU(0, func() error {
+		for i := range times {
+			start := time.Now()
+			if err := askOne(p.from, called(at, p.via)); err != nil {
+				return fmt.Errorf("ask %s: %w", p.via, err)
+			}
+			times[i] = float64(time.Since(start).Nanoseconds()) / 1e3
+		}
+		return nil
+	})
+	a, b := <-asks, <-answers
+	return times, errors.Join(a.err, b.err)
+}
+
+func answerOne(listener int) error {
+	fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 1)
+	return errors.Join(exactly(again(unix.Read, fd, b)), exactly(again(unix.Write, fd, b)))
+}
+
+func askOne(from *host, to unix.Sockaddr) error {
+	fd, err := socketIn(from, unix.SOCK_STREAM)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, to); err != nil {
+		return err
+	}
+	b := make([]byte, 1)
+	return errors.Join(exactly(again(unix.Write, fd, b)), exactly(again(unix.Read, fd, b)))
+}
+
+// balanceOurs makes a service over the server's container on the client's node and returns its virtual address.
+func (n *node) balanceOurs(ctx context.Context, server *node) (netip.Addr, error) {
+	vip := netip.AddrFrom4([4]byte{10, 8, 0, 100})
+	n.want.Services = []dataplane.Service{{ID: "bench", VIPs: []netip.Addr{vip},
+		Backends: []dataplane.Backend{{Address: server.ours, MAC: server.mac}}}}
+	_, err := n.plane.Apply(ctx, n.want)
+	return vip, err
+}
+
+// programServices measures how long a node takes from knowing of many services to balancing them.
+func programServices(ctx context.Context, b *bench) (Result, error) {
+	var took sample
+	for range max(5, b.rounds/2) {
+		ms, err := timeProgramming(ctx, b.dir, manyBalanced)
+		if err != nil {
+			return Result{}, err
+		}
+		took = append(took, ms)
+	}
+	what := fmt.Sprintf("%d services of %d tasks programmed and read back", manyServices, serviceBackends)
+	return percentileResult(what, took, 99, "ms", 1000), nil
+}
+
+// manyBalanced gives the node a container and many services.
+func manyBalanced(ctx context.Context, t *target) error {
+	vtep := t.want.VXLAN.Local
+	t.want = emptyNetwork(vtep, "ul")
+	port := dataplane.Port{Endpoint: "services0000", MAC: vxlan.MACFor(vtep), MTU: overlayMTU, Up: true, Enslaved: true}
+	t.want.Ports = []dataplane.Port{port}
+	for i := range manyServices {
+		at := func(k int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(8 + k), byte(i >> 8), byte(i)}) }
+		s := dataplane.Service{ID: fmt.Sprintf("service%04d", i), VIPs: []netip.Addr{at(0)}}
+		for k := range serviceBackends {
+			s.Backends = append(s.Backends, dataplane.Backend{Address: at(k + 1), MAC: vxlan.MACFor(at(k + 1))})
+		}
+		t.want.Services = append(t.want.Services, s)
+	}
+	_, err := t.plane.Apply(ctx, t.want)
+	if err != nil {
+		return err
+	}
+	got, err := t.plane.Read(ctx, t.want.VNI)
+	if err == nil && (len(got.Services) != manyServices || slices.ContainsFunc(got.Services, func(s dataplane.Service) bool {
+		return s.Stale || len(s.Backends) != serviceBackends
+	})) {
+		err = fmt.Errorf("the kernel has %d services that are not as wanted", len(got.Services))
+	}
+	return err
+}
+
+// hasIPVS says whether this kernel has Docker's load balancer: the module makes that file.
+func hasIPVS() bool {
+	_, err := os.Stat("/proc/net/ip_vs")
+	return err == nil
+}
