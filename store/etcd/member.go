@@ -35,7 +35,8 @@ func (m *Member) apply(ec *embed.Config, cfg EmbedConfig) error {
 	ec.PeerTLSInfo.TrustedCAFile, ec.PeerTLSInfo.ClientCertAuth = cfg.CA, true
 	ec.PeerTLSInfo.CRLFile, ec.ClientTLSInfo.CRLFile = m.CRL, m.CRL
 	// The local sockets are nothing that another node could use.
-	ec.AdvertiseClientUrls = slices.DeleteFunc(slices.Clone(ec.ListenClientUrls), func(u url.URL) bool { return u.Scheme == "unix" })
+	socket := func(u url.URL) bool { return u.Scheme == "unix" }
+	ec.AdvertiseClientUrls = slices.DeleteFunc(slices.Clone(ec.ListenClientUrls), socket)
 	ec.InitialCluster = m.Name + "=" + m.Peer
 	if m.Initial != "" {
 		ec.InitialCluster, ec.ClusterState = m.Initial, embed.ClusterStateFlagExisting
@@ -121,6 +122,10 @@ func (c *Client) AddLearner(ctx context.Context, name, peer string) (initial str
 	// One that was added before and never started is taken as it is.
 	if !slices.ContainsFunc(members, func(m MemberInfo) bool { return m.Peer == peer }) {
 		added, err := c.etcd.MemberAddAsLearner(ctx, []string{peer})
+		if errors.Is(err, rpctypes.ErrUnhealthy) {
+			// etcd wants all to have been connected for five seconds (server.go, HealthInterval).
+			return "", fmt.Errorf("add %s to the members: those that there are do not all answer, or not for long: %w", name, err)
+		}
 		if err != nil {
 			return "", c.failed(ctx, "add "+name+" to the members", err)
 		}
@@ -135,7 +140,8 @@ func (c *Client) AddLearner(ctx context.Context, name, peer string) (initial str
 			m.Name = name
 		}
 		if m.Name == "" {
-			return "", fmt.Errorf("add %s to the members: the one at %s has not started yet; wait for it, or remove it", name, m.Peer)
+			return "", fmt.Errorf("add %s to the members: the one at %s has not started yet; wait for it, or remove it",
+				name, m.Peer)
 		}
 		parts = append(parts, m.Name+"="+m.Peer)
 	}
@@ -151,8 +157,8 @@ func (c *Client) RemoveMember(ctx context.Context, id uint64) error {
 		return nil
 	}
 	if errors.Is(err, rpctypes.ErrUnhealthy) || errors.Is(err, rpctypes.ErrMemberNotEnoughStarted) {
-		return fmt.Errorf("remove member %s: the members that would be left have no majority that answers; bring one back first: %w",
-			strconv.FormatUint(id, 16), err)
+		return fmt.Errorf("remove member %s: the members that would be left have no majority that answers; bring one back first, "+
+			"or try again in a few seconds if one has just started: %w", strconv.FormatUint(id, 16), err)
 	}
 	if err != nil {
 		return c.failed(ctx, "remove a member", err)
