@@ -24,7 +24,8 @@ const changeDaemon = 90 * time.Second
 func (a app) cluster() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cluster", Short: "Make, join and look after a cluster of nodes", Args: cobra.NoArgs,
-		Long: "A cluster is nodes that share one store. The first makes it with `init`, the others join it with a token:\n\n" +
+		Long: "A cluster is nodes that share one store. The first makes it with `init`, the others join it with a token:" +
+			"\n\n" +
 			"  netdriver cluster init      on the first node\n" +
 			"  netdriver cluster token     there; prints a token\n" +
 			"  netdriver cluster join TOKEN   on each other node\n\n" +
@@ -59,8 +60,10 @@ func (a app) clusterInit() *cobra.Command {
 		Use: "init", Short: "Make this node the first of a cluster that others can join", Args: cobra.NoArgs,
 		Long: "Make this node the first of a cluster that others can join. Its networks and containers stay as they are.",
 	}
-	address := cmd.Flags().String("address", "", "this node's `address` that others reach it at (default: that of its underlay)")
-	cmd.Flags().IntVar(&q.Size, "members", cluster.DefaultSize, "`number` of members of the store once there are that many nodes: 1, 3 or 5")
+	address := cmd.Flags().String("address", "",
+		"this node's `address` that others reach it at (default: that of its underlay)")
+	cmd.Flags().IntVar(&q.Size, "members", cluster.DefaultSize,
+		"`number` of members of the store once there are that many nodes: 1, 3 or 5")
 	q.Ports = cluster.DefaultPorts()
 	cmd.Flags().Uint16Var(&q.Ports.Store, "store-port", q.Ports.Store, "TCP `port` of the store for nodes")
 	cmd.Flags().Uint16Var(&q.Ports.Peer, "peer-port", q.Ports.Peer, "TCP `port` of the store for its members")
@@ -99,7 +102,8 @@ func (a app) clusterToken() *cobra.Command {
 	var q cluster.TokenRequest
 	cmd := &cobra.Command{
 		Use: "token", Short: "Print a token with which nodes can join", Args: cobra.NoArgs,
-		Long: "Print a token with which nodes can join until it expires. Whoever has it can join: give it away like a password.",
+		Long: "Print a token with which nodes can join until it expires. Whoever has it can join: give it away like a " +
+			"password.",
 	}
 	cmd.Flags().DurationVar(&q.Life, "ttl", cluster.DefaultTokenLife, "how long it is valid, up to 720h")
 	cmd.Flags().BoolVar(&q.Revoke, "revoke", false, "print none; make all earlier ones invalid")
@@ -121,7 +125,8 @@ func (a app) clusterJoin() *cobra.Command {
 	var q cluster.JoinRequest
 	cmd := &cobra.Command{
 		Use: "join TOKEN", Short: "Make this node a part of a cluster", Args: cobra.ExactArgs(1),
-		Long: "Make this node a part of a cluster, with a token of `netdriver cluster token`. TOKEN - is read from standard input.",
+		Long: "Make this node a part of a cluster, with a token of `netdriver cluster token`. TOKEN - is read from " +
+			"standard input.",
 	}
 	cmd.Flags().BoolVar(&q.Force, "force", false, "give up networks that only this node knows")
 	return a.changes(cmd, func(ctx context.Context, c *control.Client, args []string) error {
@@ -146,7 +151,8 @@ func (a app) clusterLeave() *cobra.Command {
 		Use: "leave", Short: "Take this node out of its cluster", Args: cobra.NoArgs,
 		Long: "Take this node out of its cluster. It has a store of its own afterwards.",
 	}
-	cmd.Flags().BoolVar(&q.Force, "force", false, "even with containers in networks of the cluster, which lose their addresses")
+	cmd.Flags().BoolVar(&q.Force, "force", false,
+		"even with containers in networks of the cluster, which lose their addresses")
 	return a.changes(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
 		if err := c.Change(ctx, "/v1/cluster/leave", q, &cluster.Done{}); err != nil {
 			return err
@@ -159,8 +165,8 @@ func (a app) clusterRemove() *cobra.Command {
 	var q cluster.LeaveRequest
 	cmd := &cobra.Command{
 		Use: "remove NODE", Short: "Take another node, such as a lost one, out of the cluster", Args: cobra.ExactArgs(1),
-		Long: "Take another node out of the cluster: its addresses are free, its certificate is refused, and its member of the store\n" +
-			"is replaced by another node's.",
+		Long: "Take another node out of the cluster: its addresses are free, its certificate is refused, and its\n" +
+			"member of the store is replaced by another node's.",
 	}
 	cmd.Flags().BoolVar(&q.Force, "force", false, "even if it is alive")
 	return a.changes(cmd, func(ctx context.Context, c *control.Client, args []string) error {
@@ -176,8 +182,8 @@ func (a app) clusterRemove() *cobra.Command {
 func (a app) clusterMembers() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "members NUMBER", Short: "Set how many members the store is to have: 1, 3 or 5", Args: cobra.ExactArgs(1),
-		Long: "Set how many members the store is to have, once there are that many nodes. A larger number is reached by itself;\n" +
-			"for a smaller one, let members leave.",
+		Long: "Set how many members the store is to have, once there are that many nodes. A larger number is reached\n" +
+			"by itself; for a smaller one, let members leave.",
 	}
 	return a.changes(cmd, func(ctx context.Context, c *control.Client, args []string) error {
 		n, err := strconv.Atoi(args[0])
@@ -195,8 +201,8 @@ func (a app) clusterMembers() *cobra.Command {
 func (a app) clusterStatus() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show members, clients and certificates", Args: judged(cobra.NoArgs),
-		Long: "Show members, clients and certificates. Exit status 0: as many members as wanted answer; 1: fewer, or a certificate\n" +
-			"ends within 30 days; 3: it cannot be told.",
+		Long: "Show members, clients and certificates. Exit status 0: as many members as wanted answer; 1: fewer,\n" +
+			"or a certificate ends within 30 days; 3: it cannot be told.",
 	}
 	cmd.RunE = a.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) (answer, error) {
 		var r cluster.Report
@@ -211,8 +217,8 @@ func (a app) clusterStatus() *cobra.Command {
 func (a app) clusterBackup() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "backup FILE", Short: "Write all records of the store to a file", Args: cobra.ExactArgs(1),
-		Long: "Write all records of the store, of one moment, to a file; - is standard output. It has no secrets, and can be\n" +
-			"restored into any store.",
+		Long: "Write all records of the store, of one moment, to a file; - is standard output. It has no secrets,\n" +
+			"and can be restored into any store.",
 	}
 	return a.changes(cmd, func(ctx context.Context, c *control.Client, args []string) error {
 		if args[0] == "-" {

@@ -26,8 +26,9 @@ func clusterReasons(r cluster.Report, now time.Time) []string {
 	var out []string
 	for _, m := range r.Members {
 		if m.State == "DOWN" {
-			out = append(out, fmt.Sprintf("member %s does not answer: start its netdriver, or replace it with `netdriver cluster remove %s`",
-				m.Node, m.Node))
+			out = append(out,
+				fmt.Sprintf("member %s does not answer: start its netdriver, or replace it with `netdriver cluster remove %s`",
+					m.Node, m.Node))
 		}
 	}
 	if now.Add(certificateWarning).After(r.CertificateEnds) {
@@ -35,8 +36,9 @@ func clusterReasons(r cluster.Report, now time.Time) []string {
 			r.CertificateEnds.Format(time.DateOnly)))
 	}
 	if now.Add(certificateWarning).After(r.AuthorityEnds) {
-		out = append(out, fmt.Sprintf("the cluster's authority ends %s: make a new cluster, restore a backup there, and let the nodes join",
-			r.AuthorityEnds.Format(time.DateOnly)))
+		out = append(out,
+			fmt.Sprintf("the cluster's authority ends %s: make a new cluster, restore a backup there, and let the nodes join",
+				r.AuthorityEnds.Format(time.DateOnly)))
 	}
 	return out
 }
@@ -46,7 +48,8 @@ func (p painter) cluster(r cluster.Report) string {
 	var b strings.Builder
 	var rows []table.Row
 	for _, m := range r.Members {
-		rows = append(rows, table.Row{m.Node, known(m.Address), p.memberState(m.State), fmt.Sprintf("%.1f MB", float64(m.Size)/1e6), m.Behind})
+		size := fmt.Sprintf("%.1f MB", float64(m.Size)/1e6)
+		rows = append(rows, table.Row{m.Node, known(m.Address), p.memberState(m.State), size, m.Behind})
 	}
 	b.WriteString(columns(table.Row{"MEMBER", "ADDRESS", "STATE", "STORE", "BEHIND"}, rows))
 	fmt.Fprintf(&b, "\n%d of %s; can lose %d more\n", len(r.Members), plural(r.Size, "wanted member"), r.Losses)
@@ -61,7 +64,8 @@ func (p painter) cluster(r cluster.Report) string {
 		}
 		b.WriteString("\n" + columns(table.Row{"CLIENT", "ADDRESS", "STATE"}, rows))
 	}
-	fmt.Fprintf(&b, "\ncertificate of %s until %s, authority until %s, %s\n", r.Node, r.CertificateEnds.Format(time.DateOnly),
+	fmt.Fprintf(&b, "\ncertificate of %s until %s, authority until %s, %s\n", r.Node,
+		r.CertificateEnds.Format(time.DateOnly),
 		r.AuthorityEnds.Format(time.DateOnly), plural(int(r.Tokens), "token"))
 	for _, reason := range clusterReasons(r, p.now) {
 		b.WriteString(p.paint(yellow, "! ") + reason + "\n")

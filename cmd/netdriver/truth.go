@@ -32,7 +32,8 @@ func openTruth(ctx context.Context, cfg config.Config, log *slog.Logger) (*truth
 		return nil, err
 	}
 	if state != nil && external(cfg) {
-		return nil, fmt.Errorf("this node is in a cluster of `netdriver cluster` (%s): omit --store and --store-listen, or leave it "+
+		return nil, fmt.Errorf("this node is in a cluster of `netdriver cluster` (%s): omit --store and --store-listen, "+
+			"or leave it "+
 			"with `netdriver cluster leave`", filepath.Join(cfg.DataDir, "cluster"))
 	}
 	t := &truth{state: state}
@@ -94,7 +95,8 @@ func (t *truth) openCluster(ctx context.Context, cfg config.Config, dial *etcd.C
 		},
 	})
 	if err != nil && len(s.Members) > 1 {
-		return fmt.Errorf("%w; too few of the other members (%v) answer, or this node was removed from the cluster: then remove %s "+
+		return fmt.Errorf("%w; too few of the other members (%v) answer, or this node was removed from the cluster: then "+
+			"remove %s "+
 			"and join again", err, s.Members, filepath.Join(cfg.DataDir, "cluster"))
 	}
 	if err != nil {

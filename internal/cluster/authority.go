@@ -93,8 +93,8 @@ func (a *Authority) KeyPEM() ([]byte, error) { return encodeKey(a.key) }
 // Hash is what a token says of the authority: SHA-256 of its certificate.
 func (a *Authority) Hash() [sha256.Size]byte { return sha256.Sum256(a.Certificate.Raw) }
 
-// Sign returns the certificate, in PEM, that a node asks for: valid for its name and address as a server and as a client.
-// Nothing else of the request is taken over but its key.
+// Sign returns the certificate, in PEM, that a node asks for: valid for its name and address as a server and as a
+// client. Nothing else of the request is taken over but its key.
 func (a *Authority) Sign(request []byte, node string, addr netip.Addr, now time.Time) ([]byte, error) {
 	block, _ := pem.Decode(request)
 	if block == nil || block.Type != pemRequest {
@@ -128,7 +128,9 @@ func (a *Authority) Sign(request []byte, node string, addr netip.Addr, now time.
 // Revoke returns a revocation list, in DER, which is what etcd reads, of certificates by serial number. A later number
 // replaces an earlier one.
 func (a *Authority) Revoke(serials []*big.Int, number int64, now time.Time) ([]byte, error) {
-	list := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: now.Add(-skew), NextUpdate: now.Add(authorityLife)}
+	list := &x509.RevocationList{
+		Number: big.NewInt(number), ThisUpdate: now.Add(-skew), NextUpdate: now.Add(authorityLife),
+	}
 	for _, s := range serials {
 		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
 			x509.RevocationListEntry{SerialNumber: s, RevocationTime: now})
@@ -146,7 +148,8 @@ func newRequest(node string) (key, request []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: node}}, k)
+	der, err := x509.CreateCertificateRequest(rand.Reader,
+		&x509.CertificateRequest{Subject: pkix.Name{CommonName: node}}, k)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a certificate request: %w", err)
 	}

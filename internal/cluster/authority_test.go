@@ -59,7 +59,9 @@ func TestACertificateIsForTheGivenNameAndAddressOnly(t *testing.T) {
 	// The request asks for far more than it gets.
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject: pkix.Name{CommonName: "n1"}, DNSNames: []string{"n1", "*"}, IPAddresses: []net.IP{{192, 0, 2, 1}},
-		ExtraExtensions: []pkix.Extension{{Id: []int{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 3, 1, 1, 0xff}}}, // CA
+		ExtraExtensions: []pkix.Extension{
+			{Id: []int{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 3, 1, 1, 0xff}}, // CA
+		},
 	}, key)
 	if err != nil {
 		t.Fatal(err)

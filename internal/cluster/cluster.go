@@ -22,7 +22,8 @@ import (
 var ErrAgain = errors.New("the node's part in its cluster has changed")
 
 // ErrNone says that the node is in no cluster that nodes can join.
-var ErrNone = errors.New("this node is in no cluster of `netdriver cluster`; make one with `netdriver cluster init`, or join one")
+var ErrNone = errors.New("this node is in no cluster of `netdriver cluster`; make one with `netdriver cluster " +
+	"init`, or join one")
 
 // FirstStore is the directory, in the data directory, of a store with one member, which becomes the first of several.
 const FirstStore = "etcd"
@@ -87,7 +88,8 @@ func (c *Cluster) Run(ctx context.Context) error {
 			return err
 		}
 		x := &exchange{
-			signer: s, files: c.files, ports: c.cfg.State.Ports, members: c.members, log: c.cfg.Log, limit: rate.NewLimiter(attempts, attempts),
+			signer: s, files: c.files, ports: c.cfg.State.Ports, members: c.members, log: c.cfg.Log,
+			limit: rate.NewLimiter(attempts, attempts),
 		}
 		g.Go(func() error { return x.serve(ctx, netip.AddrPortFrom(c.cfg.State.Address, c.cfg.State.Ports.Join)) })
 	}
@@ -119,8 +121,8 @@ func (c *Cluster) here() error {
 	return nil
 }
 
-// Init makes the node the first of a cluster that others can join. Its networks and containers stay. The addresses must be
-// reachable from the other nodes.
+// Init makes the node the first of a cluster that others can join. Its networks and containers stay. The addresses must
+// be reachable from the other nodes.
 func (c *Cluster) Init(ctx context.Context, address netip.Addr, ports Ports, size int) error {
 	if err := c.here(); err != nil {
 		return err
@@ -159,13 +161,16 @@ func (c *Cluster) Init(ctx context.Context, address netip.Addr, ports Ports, siz
 		return err
 	}
 	for path, text := range map[string][]byte{
-		c.files.CA(): a.CertificatePEM(), c.files.caKey(): key, c.files.Cert(): certificate, c.files.Key(): nodeKey, c.files.CRL(): crl,
+		c.files.CA(): a.CertificatePEM(), c.files.caKey(): key, c.files.CRL(): crl,
+		c.files.Cert(): certificate, c.files.Key(): nodeKey,
 	} {
 		if err := c.files.write(path, text); err != nil {
 			return err
 		}
 	}
-	err = c.files.save(State{Role: RoleMember, Address: address, Ports: ports, Members: []netip.Addr{address}, Store: FirstStore})
+	err = c.files.save(State{
+		Role: RoleMember, Address: address, Ports: ports, Members: []netip.Addr{address}, Store: FirstStore,
+	})
 	if err != nil {
 		return err
 	}
@@ -175,7 +180,8 @@ func (c *Cluster) Init(ctx context.Context, address netip.Addr, ports Ports, siz
 
 func checkSize(size int) error {
 	if size != 1 && size != 3 && size != 5 {
-		return fmt.Errorf("a store of %d members: want 1, 3 or 5; an even number survives no more losses than the next smaller one", size)
+		return fmt.Errorf("a store of %d members: want 1, 3 or 5; an even number survives no more losses than the next "+
+			"smaller one", size)
 	}
 	return nil
 }
@@ -232,8 +238,8 @@ func (c *Cluster) members(ctx context.Context) ([]netip.Addr, error) {
 	return out, nil
 }
 
-// Join makes the node a part of the cluster that a token is for. A node with networks of its own would lose them, so it is
-// refused unless force is set; the kernel's devices of networks without containers go then.
+// Join makes the node a part of the cluster that a token is for. A node with networks of its own would lose them, so it
+// is refused unless force is set; the kernel's devices of networks without containers go then.
 func (c *Cluster) Join(ctx context.Context, text string, force bool) error {
 	if err := c.here(); err != nil {
 		return err
@@ -258,7 +264,9 @@ func (c *Cluster) Join(ctx context.Context, text string, force bool) error {
 	if err != nil {
 		return fmt.Errorf("join the cluster: %w", err)
 	}
-	for path, text := range map[string][]byte{c.files.CA(): a.Authority, c.files.Cert(): a.Certificate, c.files.Key(): key} {
+	for path, text := range map[string][]byte{
+		c.files.CA(): a.Authority, c.files.Cert(): a.Certificate, c.files.Key(): key,
+	} {
 		if err := c.files.write(path, text); err != nil {
 			return err
 		}
@@ -285,14 +293,14 @@ func (c *Cluster) mayDiscard(ctx context.Context, force bool) error {
 	case n > 0:
 		return fmt.Errorf("%d containers of this node are in networks that the cluster does not know: stop them first", n)
 	case networks > 0 && !force:
-		return fmt.Errorf("this node has %d networks that the cluster does not know: remove them with `docker network rm`, or "+
-			"give them up with --force", networks)
+		return fmt.Errorf("this node has %d networks that the cluster does not know: remove them with `docker network "+
+			"rm`, or give them up with --force", networks)
 	}
 	return nil
 }
 
-// Leave takes the node out of its cluster; it has a store of its own afterwards. Containers would lose their addresses to
-// others, so it is refused while there are some, unless force is set.
+// Leave takes the node out of its cluster; it has a store of its own afterwards. Containers would lose their addresses
+// to others, so it is refused while there are some, unless force is set.
 func (c *Cluster) Leave(ctx context.Context, force bool) error {
 	if err := c.here(); err != nil {
 		return err
@@ -355,8 +363,8 @@ func (c *Cluster) dismiss(ctx context.Context, list []etcd.MemberInfo, node stri
 	return nil
 }
 
-// Remove takes another node out of the cluster, for example one that is lost. Its certificate is refused from then on. A
-// node that is alive should leave by itself, so it is refused unless force is set.
+// Remove takes another node out of the cluster, for example one that is lost. Its certificate is refused from then on.
+// A node that is alive should leave by itself, so it is refused unless force is set.
 func (c *Cluster) Remove(ctx context.Context, node string, force bool) error {
 	if err := store.CheckName("node", node); err != nil {
 		return err
@@ -370,7 +378,8 @@ func (c *Cluster) Remove(ctx context.Context, node string, force bool) error {
 		return err
 	}
 	if _, err := c.cfg.Client.Get(ctx, store.AliveKey(node)); err == nil && !force {
-		return fmt.Errorf("node %s is alive: let it leave with `netdriver cluster leave` there, or remove it with --force", node)
+		return fmt.Errorf("node %s is alive: let it leave with `netdriver cluster leave` there, or remove it with "+
+			"--force", node)
 	}
 	if !c.cfg.External {
 		list, err := c.cfg.Client.Members(ctx)

@@ -204,7 +204,9 @@ func (x *exchange) authorityKey(ctx context.Context, r *http.Request, _ struct{}
 }
 
 // ask sends a question to the first member that answers. A refusal is an answer.
-func ask[A any](ctx context.Context, config *tls.Config, members []netip.AddrPort, path string, question any) (A, error) {
+func ask[A any](
+	ctx context.Context, config *tls.Config, members []netip.AddrPort, path string, question any,
+) (A, error) {
 	var a A
 	body, err := json.Marshal(question)
 	if err != nil {

@@ -32,7 +32,8 @@ func startMember(t *testing.T) *member {
 	m := &member{signer: s, at: freePort(t)}
 	m.install(t, files, "n1")
 	x := &exchange{
-		signer: s, files: files, ports: DefaultPorts(), log: slog.New(slog.DiscardHandler), limit: rate.NewLimiter(rate.Inf, 1),
+		signer: s, files: files, ports: DefaultPorts(), log: slog.New(slog.DiscardHandler),
+		limit:   rate.NewLimiter(rate.Inf, 1),
 		members: func(context.Context) ([]netip.Addr, error) { return []netip.Addr{loopback}, nil },
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -96,9 +97,10 @@ func (m *member) node(t *testing.T, name string) *tls.Config {
 func (m *member) join(t *testing.T, tok Token, node string) (joinAnswer, error) {
 	t.Helper()
 	_, request := testRequest(t, node)
-	return ask[joinAnswer](t.Context(), trustOnly(tok.Authority, time.Now), []netip.AddrPort{m.at}, "/v1/join", joinRequest{
-		Token: tok.ID, Secret: tok.Secret, Node: node, ID: "id-" + node, Address: loopback, Request: request,
-	})
+	return ask[joinAnswer](t.Context(), trustOnly(tok.Authority, time.Now), []netip.AddrPort{m.at}, "/v1/join",
+		joinRequest{
+			Token: tok.ID, Secret: tok.Secret, Node: node, ID: "id-" + node, Address: loopback, Request: request,
+		})
 }
 
 func (m *member) newToken(t *testing.T) Token {
@@ -155,8 +157,9 @@ func TestAMemberRefusesWhoHasNoGoodToken(t *testing.T) {
 	fails(t, err, "secret is wrong")
 	_, err = m.join(t, good, "no/name")
 	fails(t, err, "no/name")
+	addrOfOthers := netip.MustParseAddr("192.0.2.3")
 	put(t, m.store,
-		store.Put(store.NodeKey("n3"), store.Encode(store.Node{Name: "n3", ID: "other", VTEP: netip.MustParseAddr("192.0.2.3")})),
+		store.Put(store.NodeKey("n3"), store.Encode(store.Node{Name: "n3", ID: "other", VTEP: addrOfOthers})),
 		store.PutAlive(store.AliveKey("n3"), []byte("other")))
 	_, err = m.join(t, good, "n3")
 	fails(t, err, "alive")
@@ -225,10 +228,12 @@ func TestTheNextMemberIsAskedIfOneDoesNotAnswer(t *testing.T) {
 	m := startMember(t)
 	closed := freePort(t)
 	_, request := testRequest(t, "n2")
-	_, err := ask[renewAnswer](t.Context(), m.node(t, "n2"), []netip.AddrPort{closed, m.at}, "/v1/renew", renewRequest{request, loopback})
+	_, err := ask[renewAnswer](t.Context(), m.node(t, "n2"), []netip.AddrPort{closed, m.at}, "/v1/renew",
+		renewRequest{request, loopback})
 	if err != nil {
 		t.Error(err)
 	}
-	_, err = ask[renewAnswer](t.Context(), m.node(t, "n2"), []netip.AddrPort{closed}, "/v1/renew", renewRequest{request, loopback})
+	_, err = ask[renewAnswer](t.Context(), m.node(t, "n2"), []netip.AddrPort{closed}, "/v1/renew",
+		renewRequest{request, loopback})
 	fails(t, err, "check that TCP port")
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/netdriver/netdriver/store"
 )
 
-// A backup is lines of JSON: a header, one line per record, and a footer with the SHA-256 of all lines before it. It has
-// what a cluster is, whatever etcd it is in; not who is alive, and nothing secret.
+// A backup is lines of JSON: a header, one line per record, and a footer with the SHA-256 of all lines before it. It
+// has what a cluster is, whatever etcd it is in; not who is alive, and nothing secret.
 const (
 	backupFormat  = "netdriver backup"
 	backupVersion = 1
@@ -119,7 +119,8 @@ func readBackup(r io.Reader) ([]backupRecord, error) {
 			return nil, fmt.Errorf("%w: record %d: %w", ErrBackup, len(records)+1, err)
 		}
 		if rec.Key == "" || named[rec.Key] {
-			return nil, fmt.Errorf("%w: record %d has the key %q, which is empty or another's", ErrBackup, len(records)+1, rec.Key)
+			return nil, fmt.Errorf("%w: record %d has the key %q, which is empty or another's", ErrBackup, len(records)+1,
+				rec.Key)
 		}
 		named[rec.Key] = true
 		records = append(records, rec)

@@ -10,8 +10,8 @@ import (
 	"github.com/netdriver/netdriver/store"
 )
 
-// forget removes everything that the store has of a node: first what would let it come back, then its networks' records,
-// last its own. It can be repeated at any point.
+// forget removes everything that the store has of a node: first what would let it come back, then its networks'
+// records, last its own. It can be repeated at any point.
 func forget(ctx context.Context, s store.Store, node string) error {
 	certificates, _, err := s.List(ctx, store.NodeCertificates(node))
 	if err != nil {
@@ -62,7 +62,8 @@ func forgetEndpoints(ctx context.Context, s store.Store, nw store.Network, node 
 	})
 }
 
-// forgetMember ends a node's memberships in a network. A network without members and without a swarm goes, with its pools.
+// forgetMember ends a node's memberships in a network. A network without members and without a swarm goes, with its
+// pools.
 func forgetMember(ctx context.Context, s store.Store, network, node string) error {
 	for {
 		kv, err := s.Get(ctx, store.NetworkKey(network))
@@ -141,8 +142,8 @@ func each(ctx context.Context, s store.Store, prefix string, change func(store.K
 	return nil
 }
 
-// one changes a record. If somebody else has changed it meanwhile, such as a swarm that gives up its part of a lease, it
-// is looked at anew.
+// one changes a record. If somebody else has changed it meanwhile, such as a swarm that gives up its part of a lease,
+// it is looked at anew.
 func one(ctx context.Context, s store.Store, kv store.KV, change func(store.KV) []store.Op) error {
 	for {
 		ops := change(kv)

@@ -63,18 +63,23 @@ func subnet(i int) netip.Prefix {
 func network(t *testing.T, s store.Store, i int, name, swarm string, nodes ...string) {
 	t.Helper()
 	p := subnet(i)
-	nw := store.Network{Name: name, VNI: vxlan.VNI(100 + i), Port: 4789, MTU: 1450, Subnets: []netip.Prefix{p}, Swarm: swarm}
+	nw := store.Network{
+		Name: name, VNI: vxlan.VNI(100 + i), Port: 4789, MTU: 1450, Subnets: []netip.Prefix{p}, Swarm: swarm,
+	}
 	pool := store.Pool{Subnet: p, Network: name}
 	gateway := p.Addr().Next()
+	reserved := store.Lease{Address: gateway, Kind: store.LeaseGateway, Node: "n1"}
 	put(t, s,
 		store.Put(store.VNIKey(nw.VNI), []byte(name)), store.Put(store.CursorKey(p), []byte(gateway.String())),
 		store.Put(store.PoolKey(p), store.Encode(pool)),
-		store.Put(store.LeaseKey(p, gateway), store.Encode(store.Lease{Address: gateway, Kind: store.LeaseGateway, Node: "n1"})))
+		store.Put(store.LeaseKey(p, gateway), store.Encode(reserved)))
 	addr := gateway
 	for _, node := range nodes {
 		addr = addr.Next()
 		nw.Members = append(nw.Members, store.Member{Node: node, DockerID: "d-" + node})
-		e := store.Endpoint{ID: "e" + node, Network: name, Node: node, MAC: vxlan.MACFor(addr), IPv4: netip.PrefixFrom(addr, 24)}
+		e := store.Endpoint{
+			ID: "e" + node, Network: name, Node: node, MAC: vxlan.MACFor(addr), IPv4: netip.PrefixFrom(addr, 24),
+		}
 		put(t, s,
 			store.Put(store.EndpointKey(name, e.ID), store.Encode(e)), store.Put(store.MACKey(name, e.MAC), []byte(e.ID)),
 			store.Put(store.NameKey(name, e.ID), []byte("{}")),
@@ -91,7 +96,8 @@ func populated(t *testing.T) *store.Memory {
 	s := store.NewMemory()
 	for _, node := range []string{"n1", "n2"} {
 		put(t, s,
-			store.Put(store.NodeKey(node), store.Encode(store.Node{Name: node, VTEP: loopback})), store.Put(store.StatusKey(node), []byte("{}")),
+			store.Put(store.NodeKey(node), store.Encode(store.Node{Name: node, VTEP: loopback})),
+			store.Put(store.StatusKey(node), []byte("{}")),
 			store.Put(store.EngineKey(node), []byte("{}")), store.Put(store.VolumeUseKey(node), []byte("{}")),
 			store.PutAlive(store.AliveKey(node), []byte("id")),
 			store.Put(store.CertificateKey(node, "aa"+node), []byte("pem")),
@@ -120,7 +126,8 @@ func forgotten() []string {
 		"macs/both/" + vxlan.MACFor(netip.MustParseAddr("10.10.1.3")).String(),
 		"macs/second/" + vxlan.MACFor(netip.MustParseAddr("10.10.3.2")).String(),
 		"names/both/en2", "names/second/en2", "networks/both", "networks/second", "networks/swarm", "nodes/n2",
-		"pools/10.10.1.0_24", "pools/10.10.3.0_24", "pools/10.10.4.0_24", "pools/10.10.6.0_24", "revoked/aan1", "revoked/bbn1",
+		"pools/10.10.1.0_24", "pools/10.10.3.0_24", "pools/10.10.4.0_24", "pools/10.10.6.0_24",
+		"revoked/aan1", "revoked/bbn1",
 		"status/n2", "vnis/101", "vnis/103", "vnis/104", "volume-uses/n2",
 	}
 }
@@ -181,7 +188,8 @@ func TestALeaseThatTheSwarmGivesUpDuringTheRemovalGoes(t *testing.T) {
 	key := store.LeaseKey(subnet(4), gone)
 	m := &meddling{Store: s, meddle: func() {
 		// The first lease that is changed is another one; this one has been read already.
-		put(t, s, store.Put(key, store.Encode(store.Lease{Address: gone, Kind: store.LeaseEndpoint, Node: "n1", Endpoint: "en1"})))
+		l := store.Lease{Address: gone, Kind: store.LeaseEndpoint, Node: "n1", Endpoint: "en1"}
+		put(t, s, store.Put(key, store.Encode(l)))
 	}}
 	if err := forget(t.Context(), m, "n1"); err != nil || m.meddle != nil {
 		t.Fatalf("%v, meddled %t", err, m.meddle == nil)
@@ -204,7 +212,8 @@ func TestAPoolThatAnotherNodeHasAskedForOutlivesItsNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p, err := store.Decode[store.Pool](kv); err != nil || p.Network != "" || len(p.Claims) != 1 || p.Claims[0].Node != "n2" {
+	if p, err := store.Decode[store.Pool](kv); err != nil || p.Network != "" || len(p.Claims) != 1 ||
+		p.Claims[0].Node != "n2" {
 		t.Errorf("%+v, %v", p, err)
 	}
 }

@@ -69,9 +69,15 @@ func (c *Cluster) Handler() http.Handler {
 		t, err := c.Token(ctx, q.Life)
 		return TokenAnswer{Token: t.String(), Expires: t.Expires}, err
 	})
-	change(c, mux, "join", func(ctx context.Context, q JoinRequest) (Done, error) { return Done{}, c.Join(ctx, q.Token, q.Force) })
-	change(c, mux, "leave", func(ctx context.Context, q LeaveRequest) (Done, error) { return Done{}, c.Leave(ctx, q.Force) })
-	verb(mux, "remove", func(ctx context.Context, q LeaveRequest) (Done, error) { return Done{}, c.Remove(ctx, q.Node, q.Force) })
+	change(c, mux, "join", func(ctx context.Context, q JoinRequest) (Done, error) {
+		return Done{}, c.Join(ctx, q.Token, q.Force)
+	})
+	change(c, mux, "leave", func(ctx context.Context, q LeaveRequest) (Done, error) {
+		return Done{}, c.Leave(ctx, q.Force)
+	})
+	verb(mux, "remove", func(ctx context.Context, q LeaveRequest) (Done, error) {
+		return Done{}, c.Remove(ctx, q.Node, q.Force)
+	})
 	verb(mux, "size", func(ctx context.Context, q SizeRequest) (Done, error) { return Done{}, c.Resize(ctx, q.Size) })
 	verb(mux, "status", func(ctx context.Context, _ Done) (Report, error) { return c.Status(ctx) })
 	mux.HandleFunc("POST /v1/cluster/backup", func(w http.ResponseWriter, r *http.Request) {
@@ -122,7 +128,8 @@ func change[Q any](c *Cluster, mux *http.ServeMux, name string, f func(context.C
 	})
 }
 
-// reply writes an answer, or an error as package control does. It is whole once it is flushed, since its length is said.
+// reply writes an answer, or an error as package control does. It is whole once it is flushed, since its length is
+// said.
 func reply(w http.ResponseWriter, answer any, err error) {
 	status := http.StatusOK
 	if err != nil {

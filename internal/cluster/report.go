@@ -32,7 +32,8 @@ type Report struct {
 	// Losses is how many more members can be lost before the store stops.
 	Losses  int          `json:"losses"`
 	Clients []ClientInfo `json:"clients"`
-	// CertificateEnds and AuthorityEnds are when this node's certificate and the cluster's authority are not valid any more.
+	// CertificateEnds and AuthorityEnds are when this node's certificate and the cluster's authority are not valid any
+	// more.
 	CertificateEnds time.Time `json:"certificateEnds,omitzero"`
 	AuthorityEnds   time.Time `json:"authorityEnds,omitzero"`
 	// Tokens is how many tokens there are, expired ones included.
@@ -173,7 +174,9 @@ func (c *Cluster) clients(ctx context.Context, list []etcd.MemberInfo) ([]Client
 		if err != nil || slices.ContainsFunc(list, func(m etcd.MemberInfo) bool { return m.Name == n.Name }) {
 			continue
 		}
-		lives := slices.ContainsFunc(alive, func(kv store.KV) bool { return strings.TrimPrefix(kv.Key, store.AlivePrefix) == n.Name })
+		lives := slices.ContainsFunc(alive, func(kv store.KV) bool {
+			return strings.TrimPrefix(kv.Key, store.AlivePrefix) == n.Name
+		})
 		out = append(out, ClientInfo{n.Name, n.VTEP, lives})
 	}
 	return out, nil

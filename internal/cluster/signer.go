@@ -35,7 +35,9 @@ type signer struct {
 }
 
 // token makes a token that lets nodes join at the endpoints for some time.
-func (s *signer) token(ctx context.Context, creator string, endpoints []netip.AddrPort, life time.Duration) (Token, error) {
+func (s *signer) token(
+	ctx context.Context, creator string, endpoints []netip.AddrPort, life time.Duration,
+) (Token, error) {
 	t, err := newToken(s.authority, endpoints, s.now().Add(life))
 	if err != nil {
 		return t, err
@@ -76,7 +78,8 @@ func (s *signer) admit(ctx context.Context, id string, secret []byte) error {
 	return nil
 }
 
-// sign signs a node's certificate and records it, so that it can be revoked. A name whose node is alive is another node's.
+// sign signs a node's certificate and records it, so that it can be revoked. A name whose node is alive is another
+// node's.
 func (s *signer) sign(ctx context.Context, request []byte, node string, addr netip.Addr) ([]byte, error) {
 	certificate, err := s.authority.Sign(request, node, addr, s.now())
 	if err != nil {
@@ -104,7 +107,8 @@ func (s *signer) nameFree(ctx context.Context, id, node string, addr netip.Addr)
 			continue
 		}
 		if _, err := s.store.Get(ctx, store.AliveKey(n.Name)); err == nil {
-			return fmt.Errorf("%w: node %s at %s is in the cluster and alive; give this one another name with --node, or another address",
+			return fmt.Errorf("%w: node %s at %s is in the cluster and alive; give this one another name with --node, or "+
+				"another address",
 				ErrDenied, n.Name, n.VTEP)
 		}
 	}

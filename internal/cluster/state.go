@@ -19,8 +19,8 @@ const (
 	RoleClient = "client" // it uses the store of the members
 )
 
-// State is what a node knows of its cluster, kept in its data directory. It is written last of all files of a change, and
-// at once: with it the change is made, without it nothing has happened.
+// State is what a node knows of its cluster, kept in its data directory. It is written last of all files of a change,
+// and at once: with it the change is made, without it nothing has happened.
 type State struct {
 	V int `json:"v"`
 	// Role is RoleMember or RoleClient.
@@ -77,7 +77,8 @@ func (f Files) State() (*State, error) {
 	}
 	var s State
 	if err := json.Unmarshal(text, &s); err != nil {
-		return nil, fmt.Errorf("state of the cluster in %s: %w; restore the file, or remove %s and join again", f.state(), err, f.dir)
+		return nil, fmt.Errorf("state of the cluster in %s: %w; restore the file, or remove %s and join again", f.state(),
+			err, f.dir)
 	}
 	if s.V != stateVersion || s.Role != RoleMember && s.Role != RoleClient || !s.Address.IsValid() {
 		return nil, fmt.Errorf("state of the cluster in %s: version %d, role %q, address %s: this program knows version %d; "+

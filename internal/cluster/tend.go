@@ -172,9 +172,9 @@ func (c *Cluster) refreshCRL(ctx context.Context) error {
 	return c.writeCRL(ctx)
 }
 
-// grow makes this node a member if the store has too few and it is this node's turn: the first by name of those that are
-// alive and none. Two members would be worse than one, since the loss of either stops the store, so there are three once
-// there are three nodes.
+// grow makes this node a member if the store has too few and it is this node's turn: the first by name of those that
+// are alive and none. Two members would be worse than one, since the loss of either stops the store, so there are three
+// once there are three nodes.
 func (c *Cluster) grow(ctx context.Context, list []etcd.MemberInfo) error {
 	wanted, err := c.wanted(ctx)
 	if err != nil || len(list) >= wanted {

@@ -59,7 +59,8 @@ func ParseToken(s string) (Token, error) {
 	var t Token
 	text, found := strings.CutPrefix(strings.TrimSpace(s), tokenPrefix)
 	if !found {
-		return t, fmt.Errorf("%w: it begins with %q, want %q; copy the whole line", ErrToken, s[:min(len(s), 11)], tokenPrefix)
+		return t, fmt.Errorf("%w: it begins with %q, want %q; copy the whole line", ErrToken, s[:min(len(s), 11)],
+			tokenPrefix)
 	}
 	b, err := base64.RawURLEncoding.DecodeString(text)
 	if err != nil {

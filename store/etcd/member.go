@@ -124,7 +124,8 @@ func (c *Client) AddLearner(ctx context.Context, name, peer string) (initial str
 		added, err := c.etcd.MemberAddAsLearner(ctx, []string{peer})
 		if errors.Is(err, rpctypes.ErrUnhealthy) {
 			// etcd wants all to have been connected for five seconds (server.go, HealthInterval).
-			return "", fmt.Errorf("add %s to the members: those that there are do not all answer, or not for long: %w", name, err)
+			return "", fmt.Errorf("add %s to the members: those that there are do not all answer, or not for long: %w", name,
+				err)
 		}
 		if err != nil {
 			return "", c.failed(ctx, "add "+name+" to the members", err)
@@ -157,7 +158,8 @@ func (c *Client) RemoveMember(ctx context.Context, id uint64) error {
 		return nil
 	}
 	if errors.Is(err, rpctypes.ErrUnhealthy) || errors.Is(err, rpctypes.ErrMemberNotEnoughStarted) {
-		return fmt.Errorf("remove member %s: the members that would be left have no majority that answers; bring one back first, "+
+		return fmt.Errorf("remove member %s: the members that would be left have no majority that answers; bring one "+
+			"back first, "+
 			"or try again in a few seconds if one has just started: %w", strconv.FormatUint(id, 16), err)
 	}
 	if err != nil {
@@ -166,8 +168,8 @@ func (c *Client) RemoveMember(ctx context.Context, id uint64) error {
 	return nil
 }
 
-// PromoteLearner gives a vote to the member of this process, through the members at endpoints, once it has read all that
-// they have. One that has a vote already needs nothing.
+// PromoteLearner gives a vote to the member of this process, through the members at endpoints, once it has read all
+// that they have. One that has a vote already needs nothing.
 func (s *Server) PromoteLearner(ctx context.Context, endpoints []string, config *tls.Config) error {
 	if !s.etcd.Server.IsLearner() {
 		return nil

@@ -242,7 +242,8 @@ func TestNoMemberIsRemovedIfTooFewWouldBeLeft(t *testing.T) {
 	list := p.members("n1 n2 n3")
 	p.lose("n3")
 	// Of n1 and n3, only one would answer.
-	if err := p.client().RemoveMember(t.Context(), list[1].ID); err == nil || !strings.Contains(err.Error(), "no majority") {
+	if err := p.client().RemoveMember(t.Context(), list[1].ID); err == nil || !strings.Contains(err.Error(),
+		"no majority") {
 		t.Errorf("%v, want that it is refused", err)
 	}
 	p.members("n1 n2 n3")
