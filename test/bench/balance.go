@@ -22,27 +22,21 @@ const (
 	requests = 300
 )
 
-// balancing measures services' virtual addresses: how long many take to be programmed, what balancing costs against no
-// balancing, and against Docker's way where the kernel has IPVS.
+// balancing measures what a service's virtual address costs against none, and against Docker's way where the kernel has
+// IPVS.
 func balancing(ctx context.Context, b *bench) ([]Result, error) {
-	programmed, err := programServices(ctx, b)
-	if err != nil {
-		return nil, err
-	}
-	results := []Result{programmed}
 	bed, err := newTestbed(ctx, b.dir)
 	if err != nil {
-		return results, err
+		return nil, err
 	}
 	defer bed.remove()
 	client, server := bed.nodes[0], bed.nodes[1]
 	straight := path{from: client.container, to: server.container, at: server.ours, via: server.ours}
 	ours := straight
 	if ours.via, err = client.balanceOurs(ctx, server); err != nil {
-		return results, err
+		return nil, err
 	}
-	more, err := comparePaths(ctx, b, "straight to the task (for information)", ours, straight, 0)
-	results = append(results, more...)
+	results, err := comparePaths(ctx, b, "straight to the task (for information)", ours, straight, 0)
 	if err != nil || !hasIPVS() {
 		return results, err
 	}
@@ -50,7 +44,7 @@ func balancing(ctx context.Context, b *bench) ([]Result, error) {
 	if docker.via, err = bed.balanceDocker(client, server); err != nil {
 		return results, fmt.Errorf("Docker's load balancer: %w", err)
 	}
-	more, err = comparePaths(ctx, b, "through Docker's load balancer (IPVS)", ours, docker, 1)
+	more, err := comparePaths(ctx, b, "through Docker's load balancer (IPVS)", ours, docker, 1)
 	return append(results, more...), err
 }
 
@@ -126,7 +120,7 @@ func (p path) request(count int) (sample, error) {
 }
 
 func answerOne(listener int) error {
-	fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	fd, err := accept(listener)
 	if err != nil {
 		return err
 	}
@@ -141,7 +135,7 @@ func askOne(from *host, to unix.Sockaddr) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.Connect(fd, to); err != nil {
+	if err := connect(fd, to); err != nil {
 		return err
 	}
 	b := make([]byte, 1)
@@ -157,18 +151,18 @@ func (n *node) balanceOurs(ctx context.Context, server *node) (netip.Addr, error
 	return vip, err
 }
 
-// programServices measures how long a node takes from knowing of many services to balancing them.
-func programServices(ctx context.Context, b *bench) (Result, error) {
+// servicesProgrammed measures how long a node takes from knowing of many services to balancing them, read back included.
+func servicesProgrammed(ctx context.Context, b *bench) ([]Result, error) {
 	var took sample
 	for range max(5, b.rounds/2) {
 		ms, err := timeProgramming(ctx, b.dir, manyBalanced)
 		if err != nil {
-			return Result{}, err
+			return nil, err
 		}
 		took = append(took, ms)
 	}
 	what := fmt.Sprintf("%d services of %d tasks programmed and read back", manyServices, serviceBackends)
-	return percentileResult(what, took, 99, "ms", 1000), nil
+	return []Result{percentileResult(what, took, 99, "ms", 1000)}, nil
 }
 
 // manyBalanced gives the node a container and many services.

@@ -31,6 +31,7 @@ func benchmarks() []benchmark {
 	return []benchmark{
 		{"datapath", dataPath},
 		{"program", programming},
+		{"services", servicesProgrammed},
 		{"balance", balancing},
 		{"attach", attaching},
 		{"propagate", propagating},

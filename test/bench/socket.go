@@ -67,9 +67,9 @@ func connected(from, to *host, addr, via netip.Addr) (client, server int, err er
 	if client, err = socketIn(from, unix.SOCK_STREAM); err != nil {
 		return -1, -1, err
 	}
-	err = unix.Connect(client, called(at, via))
+	err = connect(client, called(at, via))
 	if err == nil {
-		server, _, err = unix.Accept4(l, unix.SOCK_CLOEXEC)
+		server, err = accept(l)
 	}
 	if err != nil {
 		unix.Close(client)
@@ -86,6 +86,35 @@ func connected(from, to *host, addr, via netip.Addr) (client, server int, err er
 		return -1, -1, fmt.Errorf("set up a connection: %w", err)
 	}
 	return client, server, nil
+}
+
+// connect is unix.Connect, which a signal does not end: the connection is made meanwhile (man 2 connect).
+func connect(fd int, to unix.Sockaddr) error {
+	err := unix.Connect(fd, to)
+	if !errors.Is(err, unix.EINTR) {
+		return err
+	}
+	waiting := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	for errors.Is(err, unix.EINTR) {
+		_, err = unix.Poll(waiting, int(silence.Milliseconds()))
+	}
+	if err != nil {
+		return err
+	}
+	failure, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && failure != 0 {
+		err = unix.Errno(failure)
+	}
+	return err
+}
+
+// accept is unix.Accept4, tried again after a signal.
+func accept(listener int) (fd int, err error) {
+	for {
+		if fd, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC); !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
 }
 
 // called is the port of at at another address.
