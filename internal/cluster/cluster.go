@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -323,6 +324,11 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 		return errors.New("this is the last member of the cluster, which would end: wait until another node is one " +
 			"(`netdriver cluster status`), or end it with `netdriver uninstall --purge`")
 	}
+	if c.member() {
+		if err := c.mayLeave(ctx, list); err != nil {
+			return err
+		}
+	}
 	if err := forget(ctx, c.cfg.Client, c.cfg.Node.Name); err != nil {
 		return err
 	}
@@ -336,6 +342,20 @@ func (c *Cluster) Leave(ctx context.Context, force bool) error {
 		return err
 	}
 	c.cfg.Log.Info("this node has left its cluster")
+	return nil
+}
+
+// mayLeave says whether the store goes on without this node's member, before anything has been changed.
+func (c *Cluster) mayLeave(ctx context.Context, list []etcd.MemberInfo) error {
+	config, err := mutual(c.files)
+	if err != nil {
+		return err
+	}
+	others := slices.DeleteFunc(slices.Clone(list), func(m etcd.MemberInfo) bool { return m.Name == c.cfg.Node.Name })
+	if votes, answer := votes(probe(ctx, others, config)); answer <= votes/2 {
+		return fmt.Errorf("only %d of the %d other members answer, too few to go on without this one: bring one back first, or "+
+			"remove those that are lost", answer, votes)
+	}
 	return nil
 }
 

@@ -120,6 +120,7 @@ func change[Q any](c *Cluster, mux *http.ServeMux, name string, f func(context.C
 	mux.HandleFunc("POST /v1/cluster/"+name, func(w http.ResponseWriter, r *http.Request) {
 		c.changing.Lock()
 		defer c.changing.Unlock()
+		done = false
 		inner.ServeHTTP(w, r)
 		if done {
 			_ = http.NewResponseController(w).Flush() // who asked has gone

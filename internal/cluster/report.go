@@ -146,7 +146,12 @@ func probe(ctx context.Context, list []etcd.MemberInfo, config *tls.Config) []Me
 
 // losses returns how many more members with a vote can be lost: a majority has to answer.
 func losses(members []MemberInfo) int {
-	votes, answer := 0, 0
+	votes, answer := votes(members)
+	return max(0, answer-(votes/2+1))
+}
+
+// votes returns how many members have a vote, and how many of those answer.
+func votes(members []MemberInfo) (votes, answer int) {
 	for _, m := range members {
 		switch m.State {
 		case "leader", "follower":
@@ -155,7 +160,7 @@ func losses(members []MemberInfo) int {
 			votes++
 		}
 	}
-	return max(0, answer-(votes/2+1))
+	return votes, answer
 }
 
 // clients lists the nodes that have no member, in order of name.

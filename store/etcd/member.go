@@ -149,18 +149,29 @@ func (c *Client) AddLearner(ctx context.Context, name, peer string) (initial str
 	return strings.Join(parts, ","), nil
 }
 
+// unhealthyFor is how long etcd refuses to remove a member after another one has started or connected anew
+// (HealthInterval of server/etcdserver is 5 s), with some time for a busy machine.
+const unhealthyFor = 8 * time.Second
+
 // RemoveMember removes a member. The store refuses it if too few others would be left that answer.
 func (c *Client) RemoveMember(ctx context.Context, id uint64) error {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
 	_, err := c.etcd.MemberRemove(ctx, id)
+	for end := time.Now().Add(unhealthyFor); errors.Is(err, rpctypes.ErrUnhealthy) && time.Now().Before(end); {
+		select {
+		case <-ctx.Done():
+			return c.failed(ctx, "remove a member", err)
+		case <-time.After(promotePause):
+		}
+		_, err = c.etcd.MemberRemove(ctx, id)
+	}
 	if errors.Is(err, rpctypes.ErrMemberNotFound) {
 		return nil
 	}
 	if errors.Is(err, rpctypes.ErrUnhealthy) || errors.Is(err, rpctypes.ErrMemberNotEnoughStarted) {
 		return fmt.Errorf("remove member %s: the members that would be left have no majority that answers; bring one "+
-			"back first, "+
-			"or try again in a few seconds if one has just started: %w", strconv.FormatUint(id, 16), err)
+			"back first: %w", strconv.FormatUint(id, 16), err)
 	}
 	if err != nil {
 		return c.failed(ctx, "remove a member", err)
