@@ -42,7 +42,7 @@ func balancing(ctx context.Context, b *bench) ([]Result, error) {
 	}
 	docker := path{from: client.container, to: server.container, at: server.docker}
 	if docker.via, err = bed.balanceDocker(client, server); err != nil {
-		return results, fmt.Errorf("Docker's load balancer: %w", err)
+		return results, fmt.Errorf("make the load balancer of Docker: %w", err)
 	}
 	more, err := comparePaths(ctx, b, "through Docker's load balancer (IPVS)", ours, docker, 1)
 	return append(results, more...), err
