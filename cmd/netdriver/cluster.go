@@ -201,7 +201,7 @@ func (a app) clusterMembers() *cobra.Command {
 func (a app) clusterStatus() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show members, clients and certificates", Args: judged(cobra.NoArgs),
-		Long: "Show members, clients and certificates. Exit status 0: as many members as wanted answer; 1: fewer,\n" +
+		Long: "Show members, clients and certificates. Exit status 0: every member answers; 1: one does not,\n" +
 			"or a certificate ends within 30 days; 3: it cannot be told.",
 	}
 	cmd.RunE = a.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) (answer, error) {

@@ -16,7 +16,7 @@ const (
 	// driver is the managed plugin's name.
 	driver = "custom-overlay:latest"
 	// startLimit is how long the tasks of a service may take to run on a busy machine.
-	startLimit = 90 * time.Second
+	startLimit = 3 * time.Minute
 	// calls is how often the service is called to see all its replicas.
 	calls = 8
 )

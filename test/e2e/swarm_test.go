@@ -30,7 +30,7 @@ const (
 const runDir = "/run/netdriver"
 
 // tasksLimit is what tasks may take to run on two busy CPUs. Docker alone needs 10 to 20 s to hear of a new plugin.
-const tasksLimit = 90 * time.Second
+const tasksLimit = 4 * time.Minute
 
 // A swarm is a lab whose nodes are managers of one swarm, with the managed plugin and its daemon on each. The store is on
 // the last node, so that the others can be lost.
