@@ -3,7 +3,6 @@ package lab
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,8 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/netdriver/netdriver/test/e2e/lab/guest"
 )
 
 // dockerLimit is how long dockerd may take to answer or to stop. It gives its own containers 10 s to stop.
@@ -38,13 +35,14 @@ func (n *Node) StartDocker(ctx context.Context, args ...string) error {
 		"--exec-opt", "native.cgroupdriver=cgroupfs",
 	}
 	if n.virtual() {
-		_, inside := manage()
-		engine := netip.AddrPortFrom(inside.Addr(), guest.EnginePort)
-		command = append(command, "--host", "tcp://"+engine.String(), "--tls=false")
+		command = append(command, n.engineArgs()...)
 	} else {
 		// Managed plugins, unlike containers, get control groups below dockerd's own.
 		join := []string{"bash", "-c", joinScript + `exec "$@"`, n.lab.cgroup + "/" + n.Name + "-dockerd"}
 		command = slices.Concat(join, command, []string{"--cgroup-parent", "/" + n.lab.cgroup + "/" + n.Name})
+	}
+	if err := n.startContainerd(); err != nil {
+		return fmt.Errorf("start containerd on %s: %w", n.Name, err)
 	}
 	p, err := n.start("dockerd", nil, append(command, args...)...)
 	if err != nil {
@@ -60,7 +58,7 @@ func (n *Node) StartDocker(ctx context.Context, args ...string) error {
 		_, err = n.Docker(ctx, "info", "--format", "{{.ServerVersion}}")
 		return err
 	}
-	if err := p.waitFor(ctx, dockerLimit, answers); err != nil {
+	if err := p.waitFor(ctx, n.patience(dockerLimit), answers); err != nil {
 		return fmt.Errorf("start dockerd on %s: %w", n.Name, err)
 	}
 	return nil
@@ -72,7 +70,7 @@ func (n *Node) StopDocker(signal syscall.Signal) error {
 	if n.docker == nil {
 		return fmt.Errorf("stop dockerd on %s: it was not started", n.Name)
 	}
-	if err := n.docker.stop(signal, dockerLimit); err != nil {
+	if err := n.docker.stop(signal, n.patience(dockerLimit)); err != nil {
 		return fmt.Errorf("stop dockerd on %s: %w", n.Name, err)
 	}
 	// After a SIGKILL the old socket file would look like a dockerd that does not answer.

@@ -60,8 +60,9 @@ type Node struct {
 	daemon  *process
 	systemd *process
 
-	kernel  *Kernel  // of a virtual node
-	machine *process // that kernel, running
+	kernel     *Kernel  // of a virtual node
+	machine    *process // that kernel, running
+	containerd *process
 }
 
 func (l *Lab) node(name string, addr netip.Addr) *Node {
@@ -107,12 +108,12 @@ func (n *Node) halt() error {
 	if err := n.init.stop(unix.SIGKILL, 20*time.Second); err != nil {
 		return fmt.Errorf("halt node %s: %w", n.Name, err)
 	}
-	for _, p := range []*process{n.docker, n.daemon, n.systemd, n.machine} {
+	for _, p := range []*process{n.docker, n.daemon, n.systemd, n.machine, n.containerd} {
 		if p != nil {
 			<-p.done
 		}
 	}
-	n.init, n.docker, n.daemon, n.systemd, n.machine = nil, nil, nil, nil, nil
+	n.init, n.docker, n.daemon, n.systemd, n.machine, n.containerd = nil, nil, nil, nil, nil, nil
 	return nil
 }
 

@@ -114,8 +114,8 @@ func (n *Node) bootKernel(ctx context.Context) error {
 		fmt.Sprintf("mem=%dM", cmp.Or(n.kernel.Memory, DefaultMemory)), "umid="+n.Name, "uml_dir="+filepath.Join(n.Dir, "uml")+"/",
 		"root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "ubda="+n.disk(),
 		"init="+n.lab.agent(), guest.SettingsVariable+"="+settings,
-		// Without gro=1 a TCP segment that the machine's kernel leaves to be cut up is lost, again and again.
-		fmt.Sprintf("vec0:transport=raw,ifname=eth0,depth=128,gro=1,mac=02:99:00:00:00:%02x", number),
+		// eth0 takes an MTU beyond Ethernet's from here only. Without gro=1 a TCP segment that the machine's kernel leaves to be cut up is lost, again and again.
+		fmt.Sprintf("vec0:transport=raw,ifname=eth0,depth=128,gro=1,mtu=%d,mac=02:99:00:00:00:%02x", n.lab.config.MTU, number),
 		fmt.Sprintf("vec1:transport=raw,ifname=mgmt1,depth=128,gro=1,mac=02:98:00:00:00:%02x", number),
 		"devtmpfs.mount=0",   // it would hide the lab in /dev/shm
 		"pty.legacy_count=0", // 512 devices, seconds to make
@@ -144,7 +144,6 @@ func (n *Node) settings() guest.Settings {
 		Name:    n.Name,
 		Address: netip.PrefixFrom(n.Addr, n.lab.bits()),
 		Gateway: n.lab.Outside.Addr,
-		MTU:     n.lab.config.MTU,
 		Manage:  inside,
 		Path:    path,
 		Shared:  n.lab.Dir,

@@ -13,6 +13,8 @@ import (
 	"net/netip"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netdriver/netdriver/test/e2e/lab/guest"
 )
 
@@ -20,6 +22,11 @@ import (
 const cannotRun = 125
 
 func main() {
+	if os.Getpid() == 1 {
+		// The end of the first process would be a kernel panic, whose trace hides the reason.
+		fmt.Fprintln(os.Stderr, "agent:", guest.Init())
+		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}
 	status, err := dispatch(os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "agent:", err)
@@ -29,9 +36,6 @@ func main() {
 }
 
 func dispatch(args []string) (status int, err error) {
-	if os.Getpid() == 1 {
-		return 0, guest.Init()
-	}
 	if len(args) < 2 {
 		return 0, errors.New("want serve, run or dial, and an address")
 	}

@@ -23,6 +23,10 @@ func Serve(at netip.AddrPort, ready string) error {
 	if err != nil {
 		return err
 	}
+	return accept(listener, ready)
+}
+
+func accept(listener net.Listener, ready string) error {
 	if err := os.WriteFile(ready, nil, 0o644); err != nil {
 		return err
 	}
