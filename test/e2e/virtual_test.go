@@ -12,8 +12,8 @@ import (
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
 
-// One lab for all that virtual nodes promise, since their start is what takes time: n1 and n2 have kernels of their own,
-// n1's lacks ESP, n3 is a namespace node.
+// One lab for all that virtual nodes promise, since their start is what takes time: n1 and n2 have kernels of their
+// own, n1's lacks ESP, n3 is a namespace node.
 func TestVirtualNodesAreHostsLikeAnyOtherWithKernelsOfTheirOwn(t *testing.T) {
 	begin := time.Now()
 	kernels := map[int]lab.Kernel{1: {Without: []string{"esp4"}}, 2: {Memory: 768}}
@@ -103,5 +103,19 @@ func TestVirtualNodesAreHostsLikeAnyOtherWithKernelsOfTheirOwn(t *testing.T) {
 	}
 	if after := traces(t, l.Dir); len(after) > 0 {
 		t.Errorf("after Close there is still %q", after)
+	}
+}
+
+// The daemon and its networks do not care which kind of host they are on: here the second one is a virtual node.
+func TestANetworkSpansNamespaceAndVirtualNodes(t *testing.T) {
+	c := ownCluster(t, lab.Config{Nodes: 2, Kernels: map[int]lab.Kernel{2: {}}})
+	network := networkName(t)
+	for i, n := range c.Nodes {
+		docker(t, n, createArgs(network, "--subnet", "10.140.1.0/24")...)
+		docker(t, n, "run", "--detach", "--name", fmt.Sprintf("c%d", i+1), "--network", network,
+			"--ip", fmt.Sprintf("10.140.1.%d", 11+i), lab.Image, "sleep", "10000")
+	}
+	for i, n := range c.Nodes {
+		docker(t, n, "exec", fmt.Sprintf("c%d", i+1), "ping", "-c", "2", "-W", "5", fmt.Sprintf("10.140.1.%d", 12-i))
 	}
 }

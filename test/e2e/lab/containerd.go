@@ -11,12 +11,12 @@ import (
 )
 
 // slowness is how much longer than elsewhere things may take in a virtual node. A page fault there takes half a
-// millisecond, a fiftieth of that here, and a start of dockerd's program causes 9,000: it runs itself again and again, for
-// example to make a container's network namespace.
+// millisecond, a fiftieth of that here, and a start of dockerd's program causes 9,000: it runs itself again and
+// again, for example to make a container's network namespace.
 const slowness = 4
 
-// patience is how long something may take in this node that takes at most the limit in a namespace node.
-func (n *Node) patience(limit time.Duration) time.Duration {
+// Patience is how long something may take in this node that takes at most the limit in a namespace node.
+func (n *Node) Patience(limit time.Duration) time.Duration {
 	if n.virtual() {
 		return slowness * limit
 	}
@@ -29,14 +29,16 @@ const containerdSocket = "/run/containerd/containerd.sock"
 // containerdConfig leaves out what dockerd does not use: each plugin costs time at the start.
 const containerdConfig = `version = 2
 root = %q
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp",
-  "io.containerd.internal.v1.tracing", "io.containerd.internal.v1.opt"]
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing",
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp",
+]
 `
 
-// startContainerd starts a virtual node's containerd, unless it runs. On a host with systemd it is a service of its own as
-// well; one that dockerd starts itself has 15 s to answer, which is not enough here
-// (moby's libcontainerd/supervisor/remote_daemon.go: startupTimeout).
+// startContainerd starts a virtual node's containerd, unless it runs. On a host with systemd it is a service of its
+// own as well; one that dockerd starts itself has 15 s to answer, which is not enough here (moby's
+// libcontainerd/supervisor/remote_daemon.go: startupTimeout).
 func (n *Node) startContainerd() error {
 	if !n.virtual() || n.containerd != nil && !n.containerd.ended() {
 		return nil

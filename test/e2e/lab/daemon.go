@@ -69,7 +69,7 @@ func (n *Node) StartDaemon(ctx context.Context, config DaemonConfig) error {
 	}
 	n.daemon = p
 	activate := func(ctx context.Context) error { return n.activate(ctx) }
-	if err := p.waitFor(ctx, n.patience(daemonLimit), activate); err != nil {
+	if err := p.waitFor(ctx, n.Patience(daemonLimit), activate); err != nil {
 		return fmt.Errorf("start netdriver on %s: %w", n.Name, err)
 	}
 	return nil
@@ -115,7 +115,7 @@ func (n *Node) endDaemon(signal unix.Signal) error {
 	if n.daemon == nil {
 		return errors.New("stop netdriver on " + n.Name + ": it was not started")
 	}
-	if err := n.daemon.stop(signal, n.patience(daemonLimit)); err != nil {
+	if err := n.daemon.stop(signal, n.Patience(daemonLimit)); err != nil {
 		return fmt.Errorf("stop netdriver on %s: %w", n.Name, err)
 	}
 	return nil

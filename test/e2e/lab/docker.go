@@ -58,7 +58,7 @@ func (n *Node) StartDocker(ctx context.Context, args ...string) error {
 		_, err = n.Docker(ctx, "info", "--format", "{{.ServerVersion}}")
 		return err
 	}
-	if err := p.waitFor(ctx, n.patience(dockerLimit), answers); err != nil {
+	if err := p.waitFor(ctx, n.Patience(dockerLimit), answers); err != nil {
 		return fmt.Errorf("start dockerd on %s: %w", n.Name, err)
 	}
 	return nil
@@ -70,7 +70,7 @@ func (n *Node) StopDocker(signal syscall.Signal) error {
 	if n.docker == nil {
 		return fmt.Errorf("stop dockerd on %s: it was not started", n.Name)
 	}
-	if err := n.docker.stop(signal, n.patience(dockerLimit)); err != nil {
+	if err := n.docker.stop(signal, n.Patience(dockerLimit)); err != nil {
 		return fmt.Errorf("stop dockerd on %s: %w", n.Name, err)
 	}
 	// After a SIGKILL the old socket file would look like a dockerd that does not answer.

@@ -81,6 +81,11 @@ func (n *Node) boot(ctx context.Context) error {
 	if _, err := cmd.StdinPipe(); err != nil {
 		return fmt.Errorf("boot node %s: %w", n.Name, err)
 	}
+	before, err := os.ReadFile(n.log("init"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("boot node %s: %w", n.Name, err)
+	}
+	boots := bytes.Count(before, []byte("ready\n"))
 	init, err := start(cmd, n.log("init"))
 	if err != nil {
 		return fmt.Errorf("boot node %s: %w", n.Name, err)
@@ -88,7 +93,7 @@ func (n *Node) boot(ctx context.Context) error {
 	n.init = init
 	ready := func(context.Context) error {
 		text, err := os.ReadFile(init.log)
-		if err == nil && !bytes.HasSuffix(text, []byte("ready\n")) {
+		if err == nil && bytes.Count(text, []byte("ready\n")) == boots {
 			err = errors.New("its init is not ready")
 		}
 		return err
@@ -121,7 +126,8 @@ func (n *Node) halt() error {
 // namespaces; dockerd's and the daemon's data directories stay.
 func (n *Node) PowerOff() error { return n.halt() }
 
-// PowerOn boots a node again whose power was cut, with the same address. Neither dockerd nor the daemon is started again.
+// PowerOn boots a node again whose power was cut, with the same address. Neither dockerd nor the daemon is started
+// again.
 func (n *Node) PowerOn(ctx context.Context) error {
 	if err := n.lab.unplug(n); err != nil {
 		return fmt.Errorf("boot node %s again: remove its old port: %w", n.Name, err)
@@ -154,7 +160,8 @@ func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
 	}
 	// systemd is the child of the process that made namespaces for it.
 	ns := filepath.Join("/proc", strconv.Itoa(n.systemd.pid), "ns")
-	return n.enter(ctx, []string{"--mount=" + filepath.Join(ns, "mnt"), "--pid=" + filepath.Join(ns, "pid_for_children")}, args)
+	namespaces := []string{"--mount=" + filepath.Join(ns, "mnt"), "--pid=" + filepath.Join(ns, "pid_for_children")}
+	return n.enter(ctx, namespaces, args)
 }
 
 // command prepares a command where the node's dockerd runs.
@@ -165,7 +172,8 @@ func (n *Node) command(ctx context.Context, args ...string) *exec.Cmd {
 	return n.outer(ctx, args...)
 }
 
-// outer prepares a command in the node's own namespaces, which of a virtual node are not the ones that its processes see.
+// outer prepares a command in the node's own namespaces, which of a virtual node are not the ones that its processes
+// see.
 func (n *Node) outer(ctx context.Context, args ...string) *exec.Cmd {
 	return n.enter(ctx, []string{"--mount", "--pid"}, args)
 }

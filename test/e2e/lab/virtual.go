@@ -22,14 +22,15 @@ import (
 type Kernel struct {
 	// Memory in MiB; 0 means DefaultMemory.
 	Memory int
-	// Modules are loaded at boot besides those that every node needs, for example nfsd or fuse. Most others the kernel loads
-	// by itself when they are used.
+	// Modules are loaded at boot besides those that every node needs, for example nfsd or fuse. Most others the
+	// kernel loads by itself when they are used.
 	Modules []string
 	// Without are modules that cannot be loaded, for a node that lacks something, for example esp4.
 	Without []string
 }
 
-// DefaultMemory is a virtual node's memory in MiB when Kernel leaves it open. The machine gives it pages as they are used.
+// DefaultMemory is a virtual node's memory in MiB when Kernel leaves it open. The machine gives it pages as they are
+// used.
 const DefaultMemory = 1024
 
 // diskSize is the size of a virtual node's disk, in bytes. It is a sparse file, too.
@@ -44,18 +45,18 @@ const kernelProgram = "linux.uml"
 // agentPackage is the program that a virtual node runs as its first process.
 const agentPackage = "github.com/netdriver/netdriver/test/e2e/lab/agent"
 
-// manage is the link between a virtual node and the namespaces around it. It is a link of their own, so all nodes have the
-// same addresses on it.
+// manage is the link between a virtual node and the namespaces around it. It is a link of their own, so all nodes
+// have the same addresses on it.
 func manage() (outside, inside netip.Prefix) {
 	return netip.MustParsePrefix("10.98.0.1/30"), netip.MustParsePrefix("10.98.0.2/30")
 }
 
 // defaultModules are those that every node needs at once, by the part that would miss them: Docker's packet filter, its
-// bridges, netdriver's. Loaded together they take a fifth of the time that they take one by one.
+// bridges, netdriver's. Each one that the kernel had to ask for later would cost a modprobe of its own.
 func defaultModules() []string {
 	return []string{
-		"iptable_nat", "iptable_filter", "iptable_mangle", "ip6table_filter", "ip6table_nat", "xt_conntrack", "xt_addrtype",
-		"xt_MASQUERADE", "xt_mark", "xt_nat", "xt_tcpudp", "nf_conntrack_netlink",
+		"iptable_nat", "iptable_filter", "iptable_mangle", "ip6table_filter", "ip6table_nat", "xt_conntrack",
+		"xt_addrtype", "xt_MASQUERADE", "xt_mark", "xt_nat", "xt_tcpudp", "nf_conntrack_netlink",
 		"ipv6", "br_netfilter", "veth", "bridge", "vxlan", "dummy",
 		"nf_tables", "sch_ingress", "cls_bpf", "xfrm_user",
 	}
@@ -90,8 +91,8 @@ func (l *Lab) agent() string { return filepath.Join(l.Dir, "agent") }
 // virtual says whether the node has a kernel of its own. Its namespaces are then no more than the kernel's hull.
 func (n *Node) virtual() bool { return n.kernel != nil }
 
-// bootKernel starts the kernel of a node that is plugged, if it has one, and waits until it takes commands. The kernel reads and
-// writes the frames at the hull's two interfaces, so the hull itself has to keep quiet there.
+// bootKernel starts the kernel of a node that is plugged, if it has one, and waits until it takes commands. The
+// kernel reads and writes the frames at the hull's two interfaces, so the hull itself has to keep quiet there.
 func (n *Node) bootKernel(ctx context.Context) error {
 	if !n.virtual() {
 		return nil
@@ -102,24 +103,13 @@ func (n *Node) bootKernel(ctx context.Context) error {
 	if err := n.formatDisk(ctx); err != nil {
 		return fmt.Errorf("boot node %s: make its disk: %w", n.Name, err)
 	}
-	settings := filepath.Join(n.Dir, "settings.json")
-	if err := n.settings().Write(settings); err != nil {
+	if err := n.settings().Write(n.settingsFile()); err != nil {
 		return fmt.Errorf("boot node %s: %w", n.Name, err)
 	}
 	if err := os.RemoveAll(n.readyFile()); err != nil {
 		return fmt.Errorf("boot node %s: %w", n.Name, err)
 	}
-	number := n.Addr.AsSlice()[len(n.Addr.AsSlice())-1]
-	cmd := n.outer(context.Background(), kernelProgram,
-		fmt.Sprintf("mem=%dM", cmp.Or(n.kernel.Memory, DefaultMemory)), "umid="+n.Name, "uml_dir="+filepath.Join(n.Dir, "uml")+"/",
-		"root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "ubda="+n.disk(),
-		"init="+n.lab.agent(), guest.SettingsVariable+"="+settings,
-		// eth0 takes an MTU beyond Ethernet's from here only. Without gro=1 a TCP segment that the machine's kernel leaves to be cut up is lost, again and again.
-		fmt.Sprintf("vec0:transport=raw,ifname=eth0,depth=128,gro=1,mtu=%d,mac=02:99:00:00:00:%02x", n.lab.config.MTU, number),
-		fmt.Sprintf("vec1:transport=raw,ifname=mgmt1,depth=128,gro=1,mac=02:98:00:00:00:%02x", number),
-		"devtmpfs.mount=0",   // it would hide the lab in /dev/shm
-		"pty.legacy_count=0", // 512 devices, seconds to make
-		"con=null", "con0=null,fd:1", "ssl=null", "quiet")
+	cmd := n.outer(context.Background(), n.kernelCommand()...)
 	cmd.Env = append(cmd.Env, "TMPDIR="+n.Dir) // for the file that is its memory
 	machine, err := start(cmd, n.log("kernel"))
 	if err != nil {
@@ -136,16 +126,34 @@ func (n *Node) bootKernel(ctx context.Context) error {
 	return nil
 }
 
+// kernelCommand is the command line of the node's kernel.
+func (n *Node) kernelCommand() []string {
+	// Without gro=1 a TCP segment that the machine's kernel leaves to be cut up is lost, again and again.
+	const transport = "transport=raw,depth=128,gro=1"
+	number := n.Addr.AsSlice()[len(n.Addr.AsSlice())-1]
+	return []string{
+		kernelProgram, fmt.Sprintf("mem=%dM", cmp.Or(n.kernel.Memory, DefaultMemory)),
+		"umid=" + n.Name, "uml_dir=" + n.Dir + "/uml/",
+		"root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "ubda=" + n.disk(),
+		"init=" + n.lab.agent(), guest.SettingsVariable + "=" + n.settingsFile(),
+		// An interface takes an MTU beyond Ethernet's from here only.
+		fmt.Sprintf("vec0:%s,ifname=eth0,mtu=%d,mac=02:99:00:00:00:%02x", transport, n.lab.config.MTU, number),
+		fmt.Sprintf("vec1:%s,ifname=mgmt1,mac=02:98:00:00:00:%02x", transport, number),
+		"devtmpfs.mount=0",   // it would hide the lab in /dev/shm
+		"pty.legacy_count=0", // 512 devices, seconds to make
+		"con=null", "con0=null,fd:1", "ssl=null", "quiet",
+	}
+}
+
 // settings is what the node's first process is told.
 func (n *Node) settings() guest.Settings {
 	_, inside := manage()
-	path := n.path()
 	return guest.Settings{
 		Name:    n.Name,
 		Address: netip.PrefixFrom(n.Addr, n.lab.bits()),
 		Gateway: n.lab.Outside.Addr,
 		Manage:  inside,
-		Path:    path,
+		Path:    n.path(),
 		Shared:  n.lab.Dir,
 		Kept:    []string{filepath.Join(n.Dir, "docker"), filepath.Join(n.Dir, "netdriver")},
 		Modules: append(defaultModules(), n.kernel.Modules...),
@@ -154,8 +162,9 @@ func (n *Node) settings() guest.Settings {
 	}
 }
 
-func (n *Node) readyFile() string { return filepath.Join(n.Dir, "ready") }
-func (n *Node) disk() string      { return filepath.Join(n.Dir, "disk.ext4") }
+func (n *Node) settingsFile() string { return filepath.Join(n.Dir, "settings.json") }
+func (n *Node) readyFile() string    { return filepath.Join(n.Dir, "ready") }
+func (n *Node) disk() string         { return filepath.Join(n.Dir, "disk.ext4") }
 
 // formatDisk makes the node's disk at its first boot.
 func (n *Node) formatDisk(ctx context.Context) error {
@@ -169,7 +178,8 @@ func (n *Node) formatDisk(ctx context.Context) error {
 	if err := errors.Join(file.Truncate(diskSize), file.Close()); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", n.disk()).CombinedOutput()
+	format := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", n.disk())
+	out, err := format.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("mkfs.ext4: %w: %s", err, out)
 	}
@@ -207,8 +217,8 @@ func (n *Node) layCable() error {
 	return nil
 }
 
-// across turns a command for a virtual node into one for the hull. The docker command itself runs in the hull: in the node
-// its start alone takes seconds.
+// across turns a command for a virtual node into one for the hull. The docker command itself runs in the hull: in
+// the node its start alone takes seconds.
 func (n *Node) across(args []string) []string {
 	_, inside := manage()
 	if args[0] == "docker" {

@@ -1,5 +1,5 @@
-// Agent is the program of a virtual node: its first process, the server of its commands, and the client that the lab runs
-// outside of the node.
+// Agent is the program of a virtual node: its first process, the server of its commands, and the client that the lab
+// runs outside of the node.
 //
 //	agent                            the first process
 //	agent serve ADDRESS FILE         the server; FILE appears when it is ready

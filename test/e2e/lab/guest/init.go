@@ -237,8 +237,8 @@ func insertModule(name string) error {
 	return nil
 }
 
-// loadModules loads the modules, with what they depend on. What one kernel lacks is not an error here: a test that needs
-// it will say so.
+// loadModules loads the modules, with what they depend on. What one kernel lacks is not an error here: a test that
+// needs it will say so.
 func loadModules(names []string) error {
 	out, err := exec.Command("modprobe", append([]string{"--all"}, names...)...).CombinedOutput()
 	if exit := new(exec.ExitError); errors.As(err, &exit) {

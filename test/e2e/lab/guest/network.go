@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// configureNetwork names the node's two interfaces and gives them their addresses, at once usable. The second one is not
-// part of the underlay: it has no route but to its one neighbour.
+// configureNetwork names the node's two interfaces and gives them their addresses, at once usable. The second one is
+// not part of the underlay: it has no route but to its one neighbour.
 func configureNetwork(s Settings) error {
 	if s.Address.Addr().Is6() {
 		if err := loadModules([]string{"ipv6"}); err != nil {

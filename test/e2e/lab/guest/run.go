@@ -19,7 +19,8 @@ import (
 const dialLimit = 10 * time.Second
 
 // Run runs a command in the node at an address as if it ran here: with this process's environment, standard input,
-// output and error; signals are passed on, and the command is killed when this process ends. It returns the exit status.
+// output and error; signals are passed on, and the command is killed when this process ends. It returns the exit
+// status.
 func Run(at netip.AddrPort, args []string) (int, error) {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals) // before the command can run, so that none is lost

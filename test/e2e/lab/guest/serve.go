@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// uncatchable is added to the number of a signal that no program can catch, SIGKILL or SIGSTOP, to send it through a Run:
-// that gives a real-time signal (signal(7)), which nobody uses.
+// uncatchable is added to the number of a signal that no program can catch, SIGKILL or SIGSTOP, to send it through a
+// Run: that gives a real-time signal (signal(7)), which nobody uses.
 const uncatchable = 32
 
 // Serve runs commands for whoever connects, and makes the file ready once it can; it returns only with an error.

@@ -69,11 +69,12 @@ func TestCommandsInANodeBehaveAsIfTheyRanHere(t *testing.T) {
 		args  []string
 		want  result
 	}{
-		"output, errors and status": {"", []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, result{"out\n", "err\n", 3}},
-		"input to its end":          {large, []string{"cat"}, result{Out: large}},
-		"environment":               {"", []string{"sh", "-c", `echo "$LAB_TEST"`}, result{Out: "as here\n"}},
-		"killed by a signal":        {"", []string{"sh", "-c", "kill -KILL $$"}, result{Status: 128 + 9}},
-		"input that nobody reads":   {large, []string{"true"}, result{}},
+		"output, errors and status": {"", []string{"sh", "-c", "echo out; echo err >&2; exit 3"},
+			result{"out\n", "err\n", 3}},
+		"input to its end":        {large, []string{"cat"}, result{Out: large}},
+		"environment":             {"", []string{"sh", "-c", `echo "$LAB_TEST"`}, result{Out: "as here\n"}},
+		"killed by a signal":      {"", []string{"sh", "-c", "kill -KILL $$"}, result{Status: 128 + 9}},
+		"input that nobody reads": {large, []string{"true"}, result{}},
 		"no such program": {"", []string{"no-such-program"},
 			result{"", "exec: \"no-such-program\": executable file not found in $PATH\n", 125}},
 		"something left running": {"", []string{"sh", "-c", "sleep 4 & echo left"}, result{Out: "left\n"}},

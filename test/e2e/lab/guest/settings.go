@@ -1,5 +1,6 @@
-// Package guest is what runs inside a virtual node of the lab: its first process, which makes an ordinary host of a bare
-// kernel, and the server through which the lab runs commands there. [Run] and [Dial] are the other ends of that.
+// Package guest is what runs inside a virtual node of the lab: its first process, which makes an ordinary host of a
+// bare kernel, and the server through which the lab runs commands there. [Run] and [Dial] are the other ends of
+// that.
 package guest
 
 import (
@@ -9,8 +10,8 @@ import (
 	"os"
 )
 
-// SettingsVariable names the file of a node's Settings in the environment of the kernel's first process. The kernel puts
-// there what it does not understand of its command line (Documentation/admin-guide/kernel-parameters.rst).
+// SettingsVariable names the file of a node's Settings in the environment of the kernel's first process. The kernel
+// puts there what it does not understand of its command line (Documentation/admin-guide/kernel-parameters.rst).
 const SettingsVariable = "LAB_SETTINGS"
 
 // Settings is all that a virtual node is told when it boots.
@@ -36,7 +37,8 @@ type Settings struct {
 	Without []string `json:"without"`
 }
 
-// CommandPort is the TCP port of the command server. EnginePort is dockerd's, which has been Docker's since its beginning.
+// CommandPort is the TCP port of the command server. EnginePort is dockerd's, which has been Docker's since its
+// beginning.
 const (
 	CommandPort = 7000
 	EnginePort  = 2375

@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// A request opens a connection to the server: either a command or a socket of the node to be connected to. It is sent as
-// one line of JSON; frames follow in both directions, or the bytes of the socket.
+// A request opens a connection to the server: either a command or a socket of the node to be connected to. It is
+// sent as one line of JSON; frames follow in both directions, or the bytes of the socket.
 type request struct {
 	Args []string `json:"args,omitzero"`
 	Env  []string `json:"env,omitzero"`
