@@ -18,10 +18,13 @@ const silence = 2 * time.Second
 
 // socketIn opens a socket in a host's namespace. It waits for silence at most.
 func socketIn(h *host, kind int) (fd int, err error) {
-	err = inside(h.ns, func() error {
-		fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
-		return err
-	})
+	err = inside(h.ns, func() error { fd, err = socket(kind); return err })
+	return fd, err
+}
+
+// socket opens one in the namespace of the calling thread.
+func socket(kind int) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open a socket: %w", err)
 	}
