@@ -37,7 +37,7 @@ const DefaultMemory = 1024
 const diskSize = 4 << 30
 
 // kernelLimit is how long a virtual node may take to boot, with two others booting at its side.
-const kernelLimit = 60 * time.Second
+const kernelLimit = 120 * time.Second
 
 // kernelProgram is user-mode Linux: a kernel that is an ordinary program.
 const kernelProgram = "linux.uml"
