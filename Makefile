@@ -49,6 +49,10 @@ moby: build ## Docker's own libnetwork drives the plugin (root)
 e2e: build ## end-to-end tests on real Docker hosts; T=REGEXP chooses some (root)
 	go test -tags e2e -count=1 -v -timeout 75m -run '$(T)' ./test/e2e/...
 
+.PHONY: virtual
+virtual: build ## end-to-end tests on hosts with kernels of their own; slow (root)
+	go test -tags e2e,virtual -count=1 -v -timeout 60m -run 'Virtual' ./test/e2e
+
 .PHONY: bench
 bench: build ## side by side with the layout of Docker's overlay (root)
 	go run ./test/bench
