@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -158,4 +159,38 @@ func BenchmarkApplyOneChange(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkServices programs 1,000 services of three tasks, then changes one task of one of them.
+func BenchmarkServices(b *testing.B) {
+	h := newHost(b)
+	p := NewPlane(h.kernel, quiet())
+	none := newTestNet("192.0.2.1").local(1).network()
+	all := none.clone()
+	for i := range 1000 {
+		s := Service{ID: fmt.Sprintf("service%04d", i), VIPs: []netip.Addr{endpointIP(1<<20 + i)}}
+		for k := range 3 {
+			at := (k+2)<<20 + i
+			s.Backends = append(s.Backends, Backend{Address: endpointIP(at), MAC: endpointMAC(at)})
+		}
+		slices.SortFunc(s.Backends, compareBackends)
+		all.Services = append(all.Services, s)
+	}
+	one := all.clone()
+	one.Services[500].Backends = one.Services[500].Backends[:2]
+	apply := func(want Network) time.Duration {
+		start := time.Now()
+		if _, err := p.Apply(b.Context(), want); err != nil {
+			b.Fatal(err)
+		}
+		return time.Since(start)
+	}
+	var program, change time.Duration
+	for b.Loop() {
+		apply(none)
+		program += apply(all)
+		change += apply(one)
+	}
+	b.ReportMetric(program.Seconds()*1000/float64(b.N), "ms/1000-services")
+	b.ReportMetric(change.Seconds()*1000/float64(b.N), "ms/one-change")
 }

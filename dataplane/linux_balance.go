@@ -164,56 +164,10 @@ func servicesOf(vips []balance.VIP, backends []balance.Backend) []Service {
 // balance performs one operation on the maps and programs of a network.
 func (r *run) balance(op Op) error {
 	r.flush() // the port may have just been made
-	l := r.l
-	l.balancing.mu.Lock()
-	known := l.balancing.all[op.VNI]
-	l.balancing.mu.Unlock()
-	var ports []portDevice
-	if known == nil {
-		var err error
-		if ports, err = l.portsOf(op.VNI); err != nil {
-			return err
-		}
+	b, err := r.l.balancerFor(op)
+	if err != nil || b == nil {
+		return err
 	}
-	return l.inBalancing(func() error {
-		b := l.balancing.all[op.VNI]
-		if b == nil {
-			var err error
-			if b, err = l.balancer(op.VNI, ports); err != nil {
-				return err
-			}
-		}
-		if b == nil && !removes(op) {
-			set, err := balance.New()
-			if err != nil {
-				return err
-			}
-			b = &balancer{set, map[int32]string{}}
-			l.balancing.all[op.VNI] = b
-		}
-		if b == nil {
-			return nil // gone already
-		}
-		return r.change(b, op)
-	})
-}
-
-// portsOf lists a network's ports.
-func (l *Linux) portsOf(v vxlan.VNI) ([]portDevice, error) {
-	devices, owners, err := l.devices(l.in)
-	if err != nil {
-		return nil, err
-	}
-	var out []portDevice
-	for i, o := range owners {
-		if o.vni == v && o.endpoint != "" {
-			out = append(out, portDevice{i, devices[i].name})
-		}
-	}
-	return out, nil
-}
-
-func (r *run) change(b *balancer, op Op) error {
 	switch op.Verb {
 	case PutBackend:
 		return b.PutBackend(op.backend())
@@ -233,15 +187,60 @@ func (r *run) change(b *balancer, op Op) error {
 	if err != nil {
 		return err
 	}
-	if op.Verb == Attach {
+	return r.l.inBalancing(func() error {
+		if op.Verb == Detach {
+			err := b.Detach(int(index))
+			r.l.forgetPort(op.VNI, op.Device) // after its last use: with the last port the maps are given up
+			return err
+		}
 		if err := b.Attach(int(index)); err != nil {
 			return err
 		}
 		b.ports[index] = op.Device
 		return nil
+	})
+}
+
+// balancerFor returns the network's balancer, which is made if op puts something; nil if there is nothing to remove from.
+func (l *Linux) balancerFor(op Op) (*balancer, error) {
+	l.balancing.mu.Lock()
+	b := l.balancing.all[op.VNI]
+	l.balancing.mu.Unlock()
+	if b != nil {
+		return b, nil
 	}
-	r.l.forgetPort(op.VNI, op.Device)
-	return b.Detach(int(index))
+	ports, err := l.portsOf(op.VNI)
+	if err != nil {
+		return nil, err
+	}
+	err = l.inBalancing(func() (err error) {
+		if b, err = l.balancer(op.VNI, ports); err != nil || b != nil || removes(op) {
+			return err
+		}
+		set, err := balance.New()
+		if err != nil {
+			return err
+		}
+		b = &balancer{set, map[int32]string{}}
+		l.balancing.all[op.VNI] = b
+		return nil
+	})
+	return b, err
+}
+
+// portsOf lists a network's ports.
+func (l *Linux) portsOf(v vxlan.VNI) ([]portDevice, error) {
+	devices, owners, err := l.devices(l.in)
+	if err != nil {
+		return nil, err
+	}
+	var out []portDevice
+	for i, o := range owners {
+		if o.vni == v && o.endpoint != "" {
+			out = append(out, portDevice{i, devices[i].name})
+		}
+	}
+	return out, nil
 }
 
 // send sends the probes. A device that is gone meanwhile has no client.
@@ -274,9 +273,12 @@ func (l *Linux) forgetPort(v vxlan.VNI, device string) {
 			delete(b.ports, i)
 		}
 	}
-	if len(b.ports) == 0 || device == BridgeName(v) {
-		delete(l.balancing.all, v)
-		b.Close()
+	if len(b.ports) > 0 && device != BridgeName(v) {
+		return
+	}
+	delete(l.balancing.all, v)
+	if err := b.Close(); err != nil {
+		l.log.Error("cannot give up what balanced services", "vni", v, "error", err)
 	}
 }
 

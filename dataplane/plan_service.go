@@ -34,6 +34,11 @@ func (p *planner) services() {
 	if len(p.want.Ports) == 0 { // the maps go with the ports
 		return
 	}
+	attach, detach := p.attachments()
+	if len(p.want.Services) == 0 && slices.ContainsFunc(p.have.Ports, func(port Port) bool { return port.Balanced }) {
+		p.dels = slices.Concat(detach, p.dels) // and with the last program
+		return
+	}
 	var dels []Op
 	put := map[netip.Addr]bool{}
 	merge(p.have.Services, p.want.Services, compareServices, func(have, want *Service) {
@@ -42,21 +47,23 @@ func (p *planner) services() {
 	// A virtual address that another service has now was put there, and so it is gone here.
 	dels = slices.DeleteFunc(dels, func(o Op) bool { return o.Verb == DelVIP && put[o.Address] })
 	slices.SortStableFunc(dels, func(a, b Op) int { return cmp.Compare(a.Verb, b.Verb) })
-	p.dels = slices.Concat(p.attachments(), dels, p.dels)
+	// The programs come after what they need.
+	p.ops = append(p.ops, attach...)
+	p.dels = slices.Concat(detach, dels, p.dels)
 }
 
-// attachments appends the operations that put programs on ports, and returns those that take them off.
-func (p *planner) attachments() (dels []Op) {
+// attachments returns the operations that put programs on ports, and those that take them off.
+func (p *planner) attachments() (attach, detach []Op) {
 	merge(p.have.Ports, p.want.Ports, comparePorts, func(have, want *Port) {
 		switch {
 		case want == nil: // goes with its programs
 		case want.Balanced && (have == nil || !have.Balanced):
-			p.ops = append(p.ops, p.on(Attach, PortName(want.Endpoint), want.Endpoint))
+			attach = append(attach, p.on(Attach, PortName(want.Endpoint), want.Endpoint))
 		case !want.Balanced && have != nil && have.Balanced:
-			dels = append(dels, p.on(Detach, PortName(have.Endpoint), have.Endpoint))
+			detach = append(detach, p.on(Detach, PortName(have.Endpoint), have.Endpoint))
 		}
 	})
-	return dels
+	return attach, detach
 }
 
 // service plans one service and returns the removals. put collects the virtual addresses that get a table.

@@ -131,9 +131,12 @@ func Adopt(index int) (*Set, error) {
 			}
 		}
 	}
+	if len(found) == 0 {
+		return nil, nil
+	}
 	spec, err := specification()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, closeAll(found))
 	}
 	ours := map[string]*ebpf.Map{}
 	for name, m := range spec.Maps {
