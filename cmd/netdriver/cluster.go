@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -224,7 +225,7 @@ func (a app) clusterBackup() *cobra.Command {
 		if args[0] == "-" {
 			return c.Stream(ctx, "/v1/cluster/backup", a.out)
 		}
-		f, err := renameio.NewPendingFile(args[0], renameio.WithPermissions(0o600))
+		f, err := renameio.NewPendingFile(args[0], renameio.WithTempDir(filepath.Dir(args[0])))
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/google/renameio/v2"
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 )
@@ -71,16 +72,7 @@ func newNodeID(dir, path string) (string, error) {
 		return "", fmt.Errorf("data directory: %w", err)
 	}
 	id := uuid.NewString()
-	f, err := os.CreateTemp(dir, ".node-id")
-	if err != nil {
-		return "", fmt.Errorf("node identity: %w", err)
-	}
-	defer os.Remove(f.Name()) // it is gone once renamed
-	err = errors.Join(write(f, id+"\n"), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
+	if err := renameio.WriteFile(path, []byte(id+"\n"), 0o600, renameio.WithTempDir(dir)); err != nil {
 		return "", fmt.Errorf("node identity: %w", err)
 	}
 	return id, nil

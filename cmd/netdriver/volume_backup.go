@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/netdriver/netdriver/internal/config"
@@ -88,7 +89,7 @@ func (a app) warn(text string) { fmt.Fprintln(a.err, "netdriver: warning:", text
 // destination is where a backup goes. A file gets its name only when it is whole.
 type destination struct {
 	io.Writer
-	file *os.File
+	file *renameio.PendingFile
 	path string
 }
 
@@ -103,7 +104,7 @@ func (a app) backupTo(output, name string, now time.Time) (*destination, error) 
 	if st, err := os.Stat(output); err == nil && st.IsDir() {
 		output = filepath.Join(output, name+"-"+now.UTC().Format("20060102T150405Z")+archiveSuffix)
 	}
-	f, err := os.CreateTemp(filepath.Dir(output), ".netdriver-backup-*")
+	f, err := renameio.NewPendingFile(output, renameio.WithTempDir(filepath.Dir(output)))
 	if err != nil {
 		return nil, fmt.Errorf("back up %s: %w", name, err)
 	}
@@ -115,14 +116,8 @@ func (d *destination) keep() error {
 	if d.file == nil {
 		return nil
 	}
-	f := d.file
-	d.file = nil
-	err := errors.Join(f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), d.path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("keep %s: %w", d.path, err), os.Remove(f.Name()))
+	if err := d.file.CloseAtomicallyReplace(); err != nil {
+		return fmt.Errorf("keep %s: %w", d.path, err)
 	}
 	return nil
 }
@@ -132,7 +127,7 @@ func (d *destination) abandon() error {
 	if d.file == nil {
 		return nil
 	}
-	return errors.Join(d.file.Close(), os.Remove(d.file.Name()))
+	return d.file.Cleanup()
 }
 
 func (d *destination) where() string {

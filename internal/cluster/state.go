@@ -97,12 +97,13 @@ func (f Files) save(s State) error {
 	return f.write(f.state(), append(text, '\n'))
 }
 
-// write writes a file that only root can read, whole or not at all, also when the power fails.
+// write writes a file that only root can read, whole or not at all, also when the power fails. It is written in its own
+// directory: some are secret, and another directory is not this one's to trust.
 func (f Files) write(path string, text []byte) error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("files of the cluster: %w", err)
 	}
-	if err := renameio.WriteFile(path, text, 0o600); err != nil {
+	if err := renameio.WriteFile(path, text, 0o600, renameio.WithTempDir(f.dir)); err != nil {
 		return fmt.Errorf("files of the cluster: %w", err)
 	}
 	return nil

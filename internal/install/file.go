@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/google/renameio/v2"
 	"github.com/moby/sys/mountinfo"
 )
 
@@ -62,16 +63,15 @@ func replace(path string, content io.Reader, mode fs.FileMode) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".netdriver-*")
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(mode))
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // it is gone once renamed
-	_, err = io.Copy(f, content)
-	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+	defer f.Cleanup() //nolint:errcheck // nothing is left once it has its name
+	if _, err := io.Copy(f, content); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	return f.CloseAtomicallyReplace()
 }
 
 // Mounted lists what is mounted on dir or below it, in this process's mount namespace.
