@@ -4,30 +4,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"io/fs"
-	"net"
 	"net/http"
-	"syscall"
 
+	"github.com/netdriver/netdriver/internal/local"
 	"github.com/netdriver/netdriver/internal/plugin"
 )
 
 // Client asks the daemon of this node about volumes.
-type Client struct {
-	path string
-	http *http.Client
-}
+type Client struct{ socket *local.Client }
 
 // NewClient returns a client of the socket at path. It connects with each request.
-func NewClient(path string) *Client {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", path)
-	}
-	return &Client{path, &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
-}
+func NewClient(path string) *Client { return &Client{local.NewClient(path)} }
 
 // List returns what the node knows of all volumes.
 func (c *Client) List(ctx context.Context) ([]Report, error) {
@@ -73,31 +60,13 @@ func post[R any](ctx context.Context, c *Client, method string, request any) (R,
 	if err != nil {
 		return r, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://netdriver/Volumes."+method, bytes.NewReader(body))
+	text, err := c.socket.Ask(ctx, http.MethodPost, "/Volumes."+method, bytes.NewReader(body), func(answer []byte) string {
+		var f plugin.Failure
+		_ = json.Unmarshal(answer, &f) // what is none has no reason
+		return f.Err
+	})
 	if err != nil {
 		return r, err
-	}
-	res, err := c.http.Do(req)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return r, fmt.Errorf("netdriver is not running on this node (socket %s): start it with `netdriver run`, or name its "+
-			"--run-dir", c.path)
-	case errors.Is(err, fs.ErrPermission):
-		return r, fmt.Errorf("the daemon's socket %s is for root only: use sudo", c.path)
-	case err != nil:
-		return r, fmt.Errorf("ask the daemon at %s: %w", c.path, err)
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		return r, fmt.Errorf("read the daemon's answer: %w", err)
-	}
-	if res.StatusCode != http.StatusOK {
-		var f plugin.Failure
-		if json.Unmarshal(text, &f) != nil || f.Err == "" {
-			return r, fmt.Errorf("the daemon answered %s: %.200s", res.Status, text)
-		}
-		return r, errors.New(f.Err)
 	}
 	return r, json.Unmarshal(text, &r)
 }

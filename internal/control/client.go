@@ -4,34 +4,23 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
 	"net/http"
 	"net/url"
-	"syscall"
 
 	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/internal/local"
 )
 
 // ErrNotRunning says that no daemon serves the socket.
-var ErrNotRunning = errors.New("netdriver is not running on this host")
+var ErrNotRunning = local.ErrNotRunning
 
 // Client asks the daemon of this host.
-type Client struct {
-	path string
-	http *http.Client
-}
+type Client struct{ socket *local.Client }
 
 // NewClient returns a client of the socket at path. It connects with each request.
-func NewClient(path string) *Client {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", path)
-	}
-	return &Client{path, &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
-}
+func NewClient(path string) *Client { return &Client{local.NewClient(path)} }
 
 // Network returns the report on one network. Like those of all methods, the error wraps ErrNotRunning if nobody serves
 // the socket, or is the daemon's text.
@@ -74,13 +63,9 @@ func (c *Client) Change(ctx context.Context, path string, question, answer any) 
 
 // Stream writes the daemon's answer to a question as it comes; what is cut off is an error.
 func (c *Client) Stream(ctx context.Context, path string, w io.Writer) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://netdriver"+path, http.NoBody)
+	res, err := c.socket.Do(ctx, http.MethodPost, path, http.NoBody)
 	if err != nil {
 		return err
-	}
-	res, err := c.http.Do(req)
-	if err != nil {
-		return c.explain(err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
@@ -94,27 +79,11 @@ func (c *Client) Stream(ctx context.Context, path string, w io.Writer) error {
 
 // ask returns the daemon's answer.
 func (c *Client) ask(ctx context.Context, method, path string, question io.Reader) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://netdriver"+path, question)
-	if err != nil {
-		return nil, err
-	}
-	res, err := c.http.Do(req)
-	if err != nil {
-		return nil, c.explain(err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		return nil, fmt.Errorf("read the daemon's answer: %w", err)
-	}
-	if res.StatusCode != http.StatusOK {
+	return c.socket.Ask(ctx, method, path, question, func(answer []byte) string {
 		var f failure
-		if err := json.Unmarshal(body, &f); err != nil || f.Error == "" {
-			return nil, fmt.Errorf("the daemon answered %s: %.200s", res.Status, body)
-		}
-		return nil, errors.New(f.Error)
-	}
-	return body, nil
+		_ = json.Unmarshal(answer, &f) // what is none has no reason
+		return f.Error
+	})
 }
 
 func get[R any](ctx context.Context, c *Client, path string) (R, error) {
@@ -131,17 +100,4 @@ func get[R any](ctx context.Context, c *Client, path string) (R, error) {
 		)
 	}
 	return r, nil
-}
-
-// explain says what an error of the connection means.
-func (c *Client) explain(err error) error {
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w (no socket %s): start it with `netdriver run`, or name its --run-dir", ErrNotRunning, c.path)
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w (nobody serves %s): start it with `netdriver run`", ErrNotRunning, c.path)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("the daemon's socket %s is for root only: use sudo", c.path)
-	}
-	return fmt.Errorf("ask the daemon at %s: %w", c.path, err)
 }

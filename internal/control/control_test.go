@@ -110,7 +110,7 @@ func TestReportsArriveAsTheyWereMade(t *testing.T) {
 }
 
 func TestTheSocketIsForRootOnly(t *testing.T) {
-	info, err := os.Stat(serve(t).path)
+	info, err := os.Stat(serve(t).socket.Path())
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, error %v; want 0600", info.Mode(), err)
 	}

@@ -38,12 +38,13 @@ func allowed() map[string][]string {
 		"volume/backup":     {},
 		"volume/backend":    {"volume/mount", "volume/option", "volume/tunnel"},
 		"volume/tunnel":     {},
-		"volume":            {"internal/plugin", "volume/backend", "volume/mount", "volume/option"},
+		"volume":            {"internal/local", "internal/plugin", "volume/backend", "volume/mount", "volume/option"},
 		"ipsec":             {},
 		"ipam":              {"internal/plugin"},
 		"driver":            {"dataplane", "ipam", "internal/plugin"},
 		"diag":              {"dataplane", "dataplane/balance"},
-		"internal/control":  {"diag"},
+		"internal/control":  {"diag", "internal/local"},
+		"internal/local":    {},
 		"internal/metrics":  {"dataplane", "dataplane/balance", "driver"},
 	}
 }
