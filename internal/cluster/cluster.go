@@ -230,13 +230,19 @@ func (c *Cluster) members(ctx context.Context) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
+	return voters(list), nil
+}
+
+// voters returns the addresses of the members that have started and have a vote, sorted.
+func voters(list []etcd.MemberInfo) []netip.Addr {
 	var out []netip.Addr
 	for _, m := range list {
 		if a, err := addressOf(m.Peer); err == nil && m.Name != "" && !m.Learner {
 			out = append(out, a)
 		}
 	}
-	return out, nil
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
 }
 
 // Join makes the node a part of the cluster that a token is for. A node with networks of its own would lose them, so it

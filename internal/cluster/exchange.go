@@ -14,13 +14,13 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
 
 	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/store/etcd"
 )
 
 const (
@@ -266,19 +266,9 @@ func trustOnly(hash []byte, now func() time.Time) *tls.Config {
 
 // mutual returns how to talk to members with this node's certificate.
 func mutual(files Files) (*tls.Config, error) {
-	ca, err := os.ReadFile(files.CA())
-	if err != nil {
-		return nil, fmt.Errorf("the cluster's authority: %w", err)
+	config, err := etcd.ClientTLS(files.CA(), files.Cert(), files.Key())
+	if err == nil {
+		config.MinVersion = tls.VersionTLS13
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("the cluster's authority: no certificate in %s", files.CA())
-	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13, RootCAs: roots,
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			c, err := tls.LoadX509KeyPair(files.Cert(), files.Key())
-			return &c, err
-		},
-	}, nil
+	return config, err
 }

@@ -64,13 +64,7 @@ func (c *Cluster) tendOnce(ctx context.Context) error {
 
 // follow keeps the members' addresses, so that the node finds the store again when all that it knew are gone.
 func (c *Cluster) follow(list []etcd.MemberInfo) error {
-	var now []netip.Addr
-	for _, m := range list {
-		if a, err := addressOf(m.Peer); err == nil && m.Name != "" && !m.Learner {
-			now = append(now, a)
-		}
-	}
-	slices.SortFunc(now, netip.Addr.Compare)
+	now := voters(list)
 	if len(now) == 0 || slices.Equal(now, c.cfg.State.Members) {
 		return nil
 	}
