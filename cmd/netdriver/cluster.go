@@ -76,15 +76,15 @@ func (a app) clusterInit() *cobra.Command {
 				return fmt.Errorf("--address %q: %w", *address, err)
 			}
 		}
-		if err := c.Change(ctx, "/v1/cluster/init", q, &cluster.Done{}); err != nil {
-			return err
-		}
-		return a.settled(ctx, c, "This node is the first of a cluster. Let others join:\n\n  netdriver cluster token\n")
+		return a.reopen(ctx, c, "init", q, "This node is the first of a cluster. Let others join:\n\n  netdriver cluster token\n")
 	})
 }
 
-// settled waits until the daemon answers again with its new part in the cluster, and says so.
-func (a app) settled(ctx context.Context, c *control.Client, text string) error {
+// reopen has the daemon change its part in a cluster, waits until it answers again with another store, and says so.
+func (a app) reopen(ctx context.Context, c *control.Client, verb string, question any, text string) error {
+	if err := c.Change(ctx, "/v1/cluster/"+verb, question, &cluster.Done{}); err != nil {
+		return err
+	}
 	for {
 		// The old part may answer for a moment; it is about to end.
 		select {
@@ -139,10 +139,7 @@ func (a app) clusterJoin() *cobra.Command {
 			}
 			q.Token = string(text)
 		}
-		if err := c.Change(ctx, "/v1/cluster/join", q, &cluster.Done{}); err != nil {
-			return err
-		}
-		return a.settled(ctx, c, "This node has joined the cluster.\n")
+		return a.reopen(ctx, c, "join", q, "This node has joined the cluster.\n")
 	})
 }
 
@@ -155,10 +152,7 @@ func (a app) clusterLeave() *cobra.Command {
 	cmd.Flags().BoolVar(&q.Force, "force", false,
 		"even with containers in networks of the cluster, which lose their addresses")
 	return a.changes(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
-		if err := c.Change(ctx, "/v1/cluster/leave", q, &cluster.Done{}); err != nil {
-			return err
-		}
-		return a.settled(ctx, c, "This node has left the cluster.\n")
+		return a.reopen(ctx, c, "leave", q, "This node has left the cluster.\n")
 	})
 }
 

@@ -11,12 +11,8 @@ import (
 
 // serve answers as moby's API does (docs: Engine API, NetworkInspect) for one network d1.
 func serve(t *testing.T) *Engine {
-	t.Helper()
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Api-Version", "1.41")
-		w.Header().Set("Content-Type", "application/json")
+	return open(t, func(w http.ResponseWriter, r *http.Request) {
 		switch {
-		case strings.HasSuffix(r.URL.Path, "/_ping"):
 		case strings.HasSuffix(r.URL.Path, "/networks/d1"):
 			fmt.Fprint(w, `{"Id":"d1","Containers":{"c1":{"EndpointID":"e1"},"ep-e2":{"EndpointID":"e2"}}}`)
 		case strings.HasSuffix(r.URL.Path, "/networks/broken"):
@@ -25,6 +21,18 @@ func serve(t *testing.T) *Engine {
 		default:
 			w.WriteHeader(http.StatusNotFound)
 			fmt.Fprint(w, `{"message":"network not found"}`)
+		}
+	})
+}
+
+// open returns the engine behind an API of 20.10 that answers as f does.
+func open(t *testing.T, f http.HandlerFunc) *Engine {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		w.Header().Set("Content-Type", "application/json")
+		if !strings.HasSuffix(r.URL.Path, "/_ping") {
+			f(w, r)
 		}
 	}))
 	t.Cleanup(srv.Close)

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"regexp"
 	"slices"
 	"testing"
@@ -31,12 +30,9 @@ const containersJSON = `[
 func serveNames(t *testing.T, info, self string) *Engine {
 	t.Helper()
 	version := regexp.MustCompile(`^/v1\.[0-9]+`)
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Api-Version", "1.41")
-		w.Header().Set("Content-Type", "application/json")
+	return open(t, func(w http.ResponseWriter, r *http.Request) {
 		path := version.ReplaceAllString(r.URL.Path, "")
 		switch {
-		case path == "/_ping":
 		case r.Method != http.MethodGet || r.URL.Query().Get("all") != "":
 			http.Error(w, `{"message":"page not found"}`, http.StatusNotFound)
 		case path == "/containers/json":
@@ -58,14 +54,7 @@ func serveNames(t *testing.T, info, self string) *Engine {
 		default:
 			http.Error(w, `{"message":"network not found"}`, http.StatusNotFound)
 		}
-	}))
-	t.Cleanup(srv.Close)
-	e, err := Open("tcp://" + srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Close() })
-	return e
+	})
 }
 
 func TestContainersHaveTheirNamesServicesAndEndpoints(t *testing.T) {

@@ -3,7 +3,6 @@ package engine
 import (
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
@@ -26,10 +25,8 @@ func serveSwarm(t *testing.T, self string) *Engine {
 			`{"ID":"t3","ServiceID":"s1","Slot":1,"Status":{"State":"running"},"DesiredState":"remove"},` +
 			`{"ID":"t4","Status":{"State":"running"},"DesiredState":"running"}]`,
 	}
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Api-Version", "1.41")
-		w.Header().Set("Content-Type", "application/json")
-		if !strings.HasSuffix(r.URL.Path, "/_ping") && self == "" {
+	return open(t, func(w http.ResponseWriter, r *http.Request) {
+		if self == "" {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprint(w, `{"message":"This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\"."}`)
 			return
@@ -40,18 +37,9 @@ func serveSwarm(t *testing.T, self string) *Engine {
 				return
 			}
 		}
-		if !strings.HasSuffix(r.URL.Path, "/_ping") {
-			w.WriteHeader(http.StatusNotFound)
-			fmt.Fprint(w, `{"message":"page not found"}`)
-		}
-	}))
-	t.Cleanup(srv.Close)
-	e, err := Open("tcp://" + srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Close() })
-	return e
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, `{"message":"page not found"}`)
+	})
 }
 
 const (

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// gather is the pause before events are followed up, since they come in bursts: many names are one transaction.
+	// gather is the shortest pause between two rounds, since events come in bursts: many names are one transaction.
 	gather = 200 * time.Millisecond
 	// askEvery is how often Docker is asked at most, and share bounds the part of its time that this takes: an answer that
 	// took t is followed by a pause of at least share×t.
@@ -103,24 +103,10 @@ func (p *Publisher) rest(ctx context.Context, wake <-chan struct{}, took time.Du
 	if p.asked {
 		pause = max(askEvery, share*took)
 	}
-	for _, w := range []struct {
-		wake  <-chan struct{}
-		until time.Time
-	}{
-		{nil, time.Now().Add(pause)},
-		{wake, p.next()},
-		{nil, time.Now().Add(gather)},
-	} {
-		timer := time.NewTimer(time.Until(w.until))
-		defer timer.Stop()
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-w.wake:
-		case <-timer.C:
-		}
+	if err := engine.Pause(ctx, nil, pause); err != nil {
+		return err
 	}
-	return nil
+	return engine.Pause(ctx, wake, time.Until(p.next()))
 }
 
 // next is when a round is due although nothing has happened.

@@ -5,7 +5,6 @@ package swarm
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -58,9 +57,10 @@ type Publisher struct {
 	// published is what the store has, as far as is known; nil: it must be read.
 	published map[string]store.Service
 	readAt    time.Time
-	// running are the tasks that ran when they were last asked for, by id; ending those of them that have to end.
-	running map[string]engine.Task
-	ending  map[string]bool
+	// running are the ids of the tasks that ran when they were last asked for, nil before that; ending says that some
+	// others still ran that are to end.
+	running map[string]bool
+	ending  bool
 	// changedAt is when something was last written.
 	changedAt time.Time
 	leads     bool
@@ -96,23 +96,11 @@ func (p *Publisher) Run(ctx context.Context) error {
 
 // rest waits for the pause to pass or, if that is long, for something to happen.
 func rest(ctx context.Context, wake <-chan struct{}, pause time.Duration) error {
-	first := min(pause, busyEvery)
-	for _, part := range []time.Duration{first, pause - first} {
-		timer := time.NewTimer(part)
-		defer timer.Stop()
-		heard := wake
-		if part == first {
-			heard = nil // events come in bursts
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-heard:
-			return nil
-		case <-timer.C:
-		}
+	first := min(pause, busyEvery) // events come in bursts
+	if err := engine.Pause(ctx, nil, first); err != nil {
+		return err
 	}
-	return nil
+	return engine.Pause(ctx, wake, pause-first)
 }
 
 // round publishes once if this node leads, and returns how long to wait until the next.
@@ -120,12 +108,11 @@ func (p *Publisher) round(ctx context.Context) (time.Duration, error) {
 	if time.Since(p.askedAt) >= leadEvery {
 		leads, swarm, err := p.cfg.Docker.Leads(ctx)
 		if err != nil {
-			p.askedAt = time.Time{}
 			return leadEvery, err
 		}
 		if leads && !p.leads {
 			p.cfg.Log.Info("this node publishes the swarm's services", "swarm", swarm)
-			p.published, p.running, p.ending = nil, nil, nil
+			p.published, p.running, p.ending = nil, nil, false
 		}
 		p.leads, p.swarm, p.askedAt = leads, swarm, time.Now()
 	}
@@ -140,7 +127,7 @@ func (p *Publisher) round(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return calmEvery, err
 	}
-	if changed || len(p.ending) > 0 {
+	if changed || p.ending {
 		p.changedAt = time.Now()
 	}
 	if time.Since(p.changedAt) < calmAfter {
@@ -203,19 +190,17 @@ func (p *Publisher) ask(ctx context.Context, networks map[string]store.Network) 
 // draining returns the tasks that still run and are to end. They are asked for only when some have left the list of those
 // wanted: the whole history of tasks would have to be read each time.
 func (p *Publisher) draining(ctx context.Context, running []engine.Task) ([]engine.Task, error) {
-	now := map[string]engine.Task{}
+	now := map[string]bool{}
 	for _, t := range running {
 		if t.Running {
-			now[t.ID] = t
+			now[t.ID] = true
 		}
 	}
-	first := p.running == nil
-	left := len(p.ending) > 0
+	left := p.ending || p.running == nil
 	for id := range p.running {
-		_, still := now[id]
-		left = left || !still
+		left = left || !now[id]
 	}
-	if !left && !first {
+	if !left {
 		p.running = now
 		return nil, nil
 	}
@@ -224,10 +209,7 @@ func (p *Publisher) draining(ctx context.Context, running []engine.Task) ([]engi
 		return nil, err
 	}
 	ending = slices.DeleteFunc(ending, func(t engine.Task) bool { return !t.Running })
-	p.running, p.ending = now, map[string]bool{}
-	for _, t := range ending {
-		p.ending[t.ID] = true
-	}
+	p.running, p.ending = now, len(ending) > 0
 	return ending, nil
 }
 
@@ -305,9 +287,5 @@ func (p *Publisher) commit(ctx context.Context, changes []change) error {
 		}
 	}
 	_, err := p.cfg.Store.Commit(ctx, conds, ops...)
-	if errors.Is(err, store.ErrConflict) {
-		// The next round reads again. The mirror may be behind for a moment and show a network that is gone.
-		p.published = nil
-	}
 	return err
 }
