@@ -18,14 +18,9 @@ import (
 	"github.com/netdriver/netdriver/vxlan"
 )
 
-const (
-	// callTimeout bounds what a call waits for the store. moby gives up on a plugin after 30 s (pkg/plugins/client.go);
-	// a user who waits for `docker run` should know after a third of that.
-	callTimeout = 10 * time.Second
-	// retries bounds how often a transaction that lost a race is tried again. Each loser's rival has won, so somebody
-	// always makes progress.
-	retries = 32
-)
+// retries bounds how often a transaction that lost a race is tried again. Each loser's rival has won, so somebody
+// always makes progress.
+const retries = 32
 
 // ErrUnknown says that Docker named a network or endpoint that this node does not have.
 var ErrUnknown = errors.New("not known to netdriver on this node")
@@ -155,7 +150,7 @@ func (d *Driver) SwarmMethods() []plugin.Method {
 // begin prepares a call that needs the store: it bounds its time and waits until the node is registered, which includes
 // that the records have been read once.
 func (d *Driver) begin(ctx context.Context) (context.Context, context.CancelFunc, error) {
-	return d.beginWithin(ctx, callTimeout)
+	return d.beginWithin(ctx, plugin.StoreTimeout)
 }
 
 func (d *Driver) beginWithin(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc, error) {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
 )
 
@@ -101,7 +102,7 @@ func (d *Driver) recordJoins(ctx context.Context) {
 
 // recordJoin records that Docker has an endpoint's interface. An endpoint that is gone again needs no record.
 func (d *Driver) recordJoin(ctx context.Context, j joined) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
 	defer cancel()
 	_, err := d.commit(ctx, func() (t txn, err error) {
 		e, kv, found, err := read[store.Endpoint](ctx, d.cfg.Store, store.EndpointKey(j.network, j.endpoint))

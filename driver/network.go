@@ -56,7 +56,7 @@ func (d *Driver) deleteNetwork(ctx context.Context, req *network.DeleteNetworkRe
 
 // undo runs f with its own time limit, since the call that failed may have used up its own.
 func (d *Driver) undo(ctx context.Context, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout/2)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), plugin.StoreTimeout/2)
 	defer cancel()
 	if err := f(ctx); err != nil {
 		return fmt.Errorf("undo: %w", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
 )
 
@@ -52,7 +53,7 @@ func (d *Driver) register(ctx context.Context) error {
 
 // enroll is one attempt. A name whose holder is not alive is taken over: a host that was set up anew has a new ID.
 func (d *Driver) enroll(ctx context.Context) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
 	defer cancel()
 	me := d.cfg.Node
 	nodes, _, err := d.cfg.Store.List(ctx, store.NodePrefix)
@@ -148,7 +149,7 @@ func (d *Driver) status() (store.Status, bool) {
 }
 
 func (d *Driver) publishStatus(ctx context.Context, st store.Status) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
 	defer cancel()
 	_, err := d.cfg.Store.Commit(ctx, nil, store.Put(store.StatusKey(d.site.node), store.Encode(st)))
 	return err

@@ -8,17 +8,12 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/docker/go-plugins-helpers/network"
 
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
 )
-
-// swarmTimeout bounds a call of a swarm's leader, which is better late than refused: after one refused replay it gives
-// up the network and starts no task in it any more, without a word to its user.
-const swarmTimeout = 22 * time.Second
 
 // allocateNetwork makes the cluster network that a swarm network stands for, or finds it: each new leader asks again,
 // with the options that were answered first. The answer's options replace the user's on every node, so all of them are
@@ -33,7 +28,7 @@ func (d *Driver) allocateNetwork(ctx context.Context, req *network.AllocateNetwo
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel, err := d.beginWithin(ctx, swarmTimeout)
+	ctx, cancel, err := d.beginWithin(ctx, plugin.SwarmTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +143,7 @@ func (d *Driver) freeNetwork(ctx context.Context, req *network.FreeNetworkReques
 	if err := store.CheckID("network", req.NetworkID); err != nil {
 		return plugin.Empty{}, err
 	}
-	ctx, cancel, err := d.beginWithin(ctx, swarmTimeout)
+	ctx, cancel, err := d.beginWithin(ctx, plugin.SwarmTimeout)
 	if err != nil {
 		return plugin.Empty{}, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/docker/go-plugins-helpers/ipam"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
 )
 
@@ -353,7 +354,7 @@ func TestAStoreThatIsAwayMakesCallsFailInTimeAndItsReturnHeals(t *testing.T) {
 			start := time.Now()
 			err := call()
 			wantError(t, err, "store", "existing traffic goes on", "try again")
-			if took := time.Since(start); took > callTimeout {
+			if took := time.Since(start); took > plugin.StoreTimeout {
 				t.Errorf("%s fails after %s", what, took)
 			}
 		}

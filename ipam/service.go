@@ -18,17 +18,9 @@ import (
 	"github.com/netdriver/netdriver/store"
 )
 
-const (
-	// callTimeout bounds what a call waits for the store. moby gives up on a plugin after 30 s (pkg/plugins/client.go);
-	// a user who waits for `docker run` should know after a third of that.
-	callTimeout = 10 * time.Second
-	// swarmTimeout does so for a call of a swarm's leader, which is better late than refused: after one refused replay it
-	// gives up the network and starts no task in it any more, without a word to its user.
-	swarmTimeout = 22 * time.Second
-	// retries bounds how often a transaction that lost a race is tried again. Each loser's rival has won, so somebody
-	// always makes progress.
-	retries = 32
-)
+// retries bounds how often a transaction that lost a race is tried again. Each loser's rival has won, so somebody
+// always makes progress.
+const retries = 32
 
 // errRetry says that a transaction lost a race, or that what it was decided upon is not true any more.
 var errRetry = errors.New("try again")
@@ -87,9 +79,9 @@ func (s *Service) Methods() []plugin.Method {
 // swarm's leader is kept waiting for it.
 func timed[Req, Resp any](name string, f func(context.Context, *Req) (Resp, error)) plugin.Method {
 	return plugin.Call(name, func(ctx context.Context, req *Req) (resp Resp, err error) {
-		limit, try := callTimeout, once
+		limit, try := plugin.StoreTimeout, once
 		if fromSwarm(req) {
-			limit, try = swarmTimeout, store.Insist
+			limit, try = plugin.SwarmTimeout, store.Insist
 		}
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()

@@ -90,7 +90,7 @@ func (d *Driver) check(ctx context.Context, r *NameRequest) (Report, error) {
 
 // updateOptions changes a volume's options. They take effect on each node once nobody there uses the volume any more.
 func (d *Driver) updateOptions(ctx context.Context, r *UpdateRequest) (Report, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
 	defer cancel()
 	for range retries {
 		v, revision, err := d.updateOnce(ctx, r)
@@ -141,7 +141,7 @@ func (d *Driver) updateOnce(ctx context.Context, r *UpdateRequest) (store.Volume
 }
 
 func (d *Driver) removeNamed(ctx context.Context, r *NameRequest) (plugin.Empty, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
 	defer cancel()
 	return plugin.Empty{}, d.removeRecord(ctx, r.Name)
 }

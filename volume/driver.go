@@ -27,12 +27,8 @@ import (
 // Socket is the file in Docker's plugin directory by whose name users know the plugin: -d custom-volume.
 const Socket = "custom-volume.sock"
 
-const (
-	// callTimeout bounds what a call waits for the store.
-	callTimeout = 10 * time.Second
-	// retries bounds how often a transaction that lost a race is tried again.
-	retries = 16
-)
+// retries bounds how often a transaction that lost a race is tried again.
+const retries = 16
 
 var (
 	// ErrNoVolume says that the cluster has no volume of that name. Docker knows it by "no such volume".
@@ -128,7 +124,7 @@ func (d *Driver) capabilities(context.Context, *plugin.Empty) (volume.Capabiliti
 // create makes the volume's record. Creating it again with the same options, or with none, changes nothing: each node of
 // a swarm creates a service's volume anew.
 func (d *Driver) create(ctx context.Context, r *volume.CreateRequest) (plugin.Empty, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
 	defer cancel()
 	if err := store.CheckVolumeName(r.Name); err != nil {
 		return plugin.Empty{}, err
@@ -206,7 +202,7 @@ func difference(have, want map[string]string) string {
 
 // remove removes the record. Data stays where it is: on the server, or in this node's directory.
 func (d *Driver) remove(ctx context.Context, r *volume.RemoveRequest) (plugin.Empty, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
 	defer cancel()
 	return plugin.Empty{}, d.removeRecord(ctx, r.Name)
 }
@@ -300,7 +296,7 @@ func (d *Driver) record(ctx context.Context, name string) (store.Volume, error) 
 	if nameErr := store.CheckVolumeName(name); nameErr != nil {
 		return v, nameErr
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
 	defer cancel()
 	kv, storeErr := d.cfg.Store.Get(ctx, store.VolumeKey(name))
 	if errors.Is(storeErr, store.ErrNotFound) {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/volume/mount"
 )
@@ -36,7 +37,7 @@ func (d *Driver) publish(ctx context.Context) error {
 }
 
 func (d *Driver) writeUses(ctx context.Context, uses map[string]store.VolumeUse) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
 	defer cancel()
 	record := store.VolumeUses{Node: d.cfg.Node, Volumes: uses, Updated: d.cfg.Now().UTC()}
 	_, err := d.cfg.Store.Commit(ctx, nil, store.Put(store.VolumeUseKey(d.cfg.Node), store.Encode(record)))

@@ -18,6 +18,12 @@ const (
 	// DefaultDeadline is how long a call may take. moby gives up after 30 s (pkg/plugins/client.go) and then knows
 	// nothing; an answer before that tells its user why.
 	DefaultDeadline = 25 * time.Second
+	// StoreTimeout bounds what a call waits for the store: a user who waits for `docker run` should know after a third of
+	// moby's 30 s.
+	StoreTimeout = 10 * time.Second
+	// SwarmTimeout does so for a call of a swarm's leader, which is better late than refused: after one refused replay it
+	// gives up the network and starts no task in it any more, without a word to its user.
+	SwarmTimeout = 22 * time.Second
 	// grace is what a call has to end by itself, with an error of its own, after its context has ended.
 	grace = time.Second
 	// maxBody is the size in bytes from which a request is refused. Docker's largest, with every port published, stays
