@@ -53,7 +53,26 @@ func desired(
 	}
 	out.Services = balanced(me, services, endpoints)
 	slices.SortFunc(out.Neighbours, func(a, b dataplane.Neighbour) int { return a.Address.Compare(b.Address) })
+	out.Neighbours = resolved(out.Neighbours, endpoints)
 	return out
+}
+
+// resolved leaves each address one neighbour: for a moment, or until a lost node returns, two endpoints may have one. Such
+// a state would be impossible, and all of the network would wait for it.
+func resolved(sorted []dataplane.Neighbour, endpoints map[string]store.Endpoint) []dataplane.Neighbour {
+	twice := map[netip.Addr]bool{}
+	for i, n := range sorted[min(1, len(sorted)):] {
+		if n.Address == sorted[i].Address {
+			twice[n.Address] = true
+		}
+	}
+	if len(twice) == 0 {
+		return sorted
+	}
+	holders := store.ByAddress(endpoints)
+	return slices.DeleteFunc(sorted, func(n dataplane.Neighbour) bool {
+		return twice[n.Address] && holders[n.Address].MAC != n.MAC
+	})
 }
 
 // addLocal adds an endpoint of this node: its port, where the bridge finds its MAC, and its addresses.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -116,7 +117,13 @@ func TestDesiredIsAFunctionOfTheRecords(t *testing.T) {
 		for i := range rapid.IntRange(0, 40).Draw(t, "endpoints") {
 			node := rapid.SampledFrom([]string{"n1", "n2", "n3", "gone"}).Draw(t, "node")
 			id := fmt.Sprintf("e%d", i)
-			e := endpoint(id, node, fmt.Sprintf("10.10.0.%d/24", i+2), store.PhaseCreated)
+			host := i + 2
+			if rapid.Bool().Draw(t, "sameAddress") {
+				host = 2
+			}
+			e := endpoint(id, node, fmt.Sprintf("10.10.0.%d/24", host), store.PhaseCreated)
+			e.MAC = vxlan.MAC{2, 0, 0, 0, 0, byte(i)}
+			e.Created = time.Unix(int64(rapid.IntRange(0, 3).Draw(t, "created")), 0)
 			if rapid.Bool().Draw(t, "sameMAC") {
 				e.MAC = vxlan.MAC{2}
 			}
@@ -130,4 +137,16 @@ func TestDesiredIsAFunctionOfTheRecords(t *testing.T) {
 			t.Fatalf("%v: %+v", err, got)
 		}
 	})
+}
+
+// A task that Swarm starts anew may have the address of one on a lost node, whose record is still there.
+func TestOfTwoEndpointsWithOneAddressTheNewerIsFound(t *testing.T) {
+	me, nw, nodes, _ := three()
+	old := endpoint("a", "n2", "10.10.0.7/24", store.PhaseJoined)
+	next := endpoint("b", "n3", "10.10.0.7/24", store.PhaseJoined)
+	old.MAC, next.MAC, next.Created = vxlan.MAC{2, 1}, vxlan.MAC{2, 2}, old.Created.Add(time.Minute)
+	got := desired(me, nw, nodes, map[string]store.Endpoint{"a": old, "b": next}, nil).Neighbours
+	if len(got) != 1 || got[0].MAC != next.MAC {
+		t.Errorf("neighbours %v, want the newer endpoint's MAC %s alone", got, next.MAC)
+	}
 }

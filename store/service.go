@@ -25,12 +25,14 @@ func (b Backend) State(holders map[netip.Addr]Endpoint) (string, Endpoint) {
 	return BackendAbsent, Endpoint{}
 }
 
-// ByAddress returns the endpoint that has each address; of two, the one whose id is lower, on all nodes.
+// ByAddress returns the endpoint that has each address. Of two it is the newer, since the other is left from a node that
+// was lost, and of two equally old ones that with the lower id: on all nodes the same.
 func ByAddress(endpoints map[string]Endpoint) map[netip.Addr]Endpoint {
 	out := make(map[netip.Addr]Endpoint, len(endpoints))
 	for _, e := range endpoints {
 		for _, a := range e.Addrs() {
-			if old, taken := out[a]; !taken || e.ID < old.ID {
+			old, taken := out[a]
+			if newer := e.Created.Compare(old.Created); !taken || newer > 0 || newer == 0 && e.ID < old.ID {
 				out[a] = e
 			}
 		}
