@@ -36,6 +36,7 @@ type host struct {
 	kernel *dataplane.Fake
 	life   *mortal
 	engine *engine
+	guards *guards
 	clock  atomic.Int64 // nanoseconds that this host is ahead
 
 	driver *Driver
@@ -51,7 +52,7 @@ type host struct {
 // newHost starts a host on a cluster's store.
 func newHost(t *testing.T, mem *store.Memory, name, vtep string) *host {
 	t.Helper()
-	h := &host{t: t, name: name, vtep: netip.MustParseAddr(vtep), mem: mem, kernel: dataplane.NewFake(), engine: &engine{}}
+	h := &host{t: t, name: name, vtep: netip.MustParseAddr(vtep), mem: mem, kernel: dataplane.NewFake(), engine: &engine{}, guards: &guards{}}
 	h.start()
 	t.Cleanup(func() { h.stop() })
 	return h
@@ -69,7 +70,8 @@ func (h *host) start() {
 	h.leases = ipam.New(ipam.Config{Store: s, Node: h.name, Routes: func() ([]netip.Prefix, error) { return nil, nil }, Log: log, Now: now})
 	h.driver = New(Config{
 		Store: s, Mirror: mirror, Plane: plane, Underlay: "eth0", Docker: h.engine, Leases: h.leases, Log: log, Now: now,
-		Node: store.Node{Name: h.name, ID: "id-" + h.name, VTEP: h.vtep, UnderlayMTU: 1500},
+		Node:       store.Node{Name: h.name, ID: "id-" + h.name, VTEP: h.vtep, UnderlayMTU: 1500},
+		Encryption: h.guards,
 	})
 	path := filepath.Join(h.t.TempDir(), "custom-overlay.sock")
 	srv := plugin.New(plugin.Config{Methods: append(h.driver.SwarmMethods(), h.leases.Methods()...), Log: log})

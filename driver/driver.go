@@ -36,6 +36,10 @@ type Config struct {
 	Underlay string
 	// Port is the UDP port of the networks that this node creates without --opt port; 0 means 4789.
 	Port uint16
+	// EncryptedPort is that of encrypted ones; 0 means 4790.
+	EncryptedPort uint16
+	// Encryption guards encrypted networks; nil means that this node cannot be in any.
+	Encryption Encryption
 	// Booted: the host has booted since a daemon last ran here. No endpoint of an earlier one can be alive.
 	Booted bool
 	// Docker is asked, outside of any call, what still lives; nil means that nothing is reclaimed by that knowledge.
@@ -91,6 +95,9 @@ func New(cfg Config) *Driver {
 	}
 	if cfg.Port == 0 {
 		cfg.Port = vxlan.DefaultPort
+	}
+	if cfg.EncryptedPort == 0 {
+		cfg.EncryptedPort = vxlan.EncryptedPort
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(Reconciliation) {}

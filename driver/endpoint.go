@@ -29,6 +29,9 @@ func (d *Driver) createEndpoint(ctx context.Context, req *network.CreateEndpoint
 	}
 	defer cancel()
 	nw, e, err := d.parseEndpoint(ctx, req)
+	if err == nil {
+		err = d.encrypts(ctx, nw)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -109,6 +109,9 @@ func (d *Driver) entry(ctx context.Context, dockerID string, s spec, dr *draft) 
 func (d *Driver) change(ctx context.Context, s spec, dr *draft, alter func(*store.Network)) (t txn, err error) {
 	if dr.nw.Key == "" {
 		nw, err := d.found(ctx, s, dr.name)
+		if err == nil {
+			err = d.compatible(ctx, nw, &t)
+		}
 		if err != nil {
 			return t, err
 		}
@@ -116,7 +119,7 @@ func (d *Driver) change(ctx context.Context, s spec, dr *draft, alter func(*stor
 		t.require(store.Absent(store.NetworkKey(nw.Name)), store.Absent(store.VNIKey(nw.VNI)))
 		t.write(store.Put(store.VNIKey(nw.VNI), []byte(nw.Name)))
 	} else {
-		if err := d.fits(s, dr.network); err != nil {
+		if err := d.fits(ctx, s, dr.network); err != nil {
 			return t, err
 		}
 		t.require(store.Unchanged(dr.nw))
@@ -139,14 +142,17 @@ func (d *Driver) claimed(s spec) func(store.Claim) bool {
 }
 
 // fits says whether this node can be a member of an existing network.
-func (d *Driver) fits(s spec, nw store.Network) error {
+func (d *Driver) fits(ctx context.Context, s spec, nw store.Network) error {
 	if err := s.contradictions(nw); err != nil {
 		return fmt.Errorf("network %s exists with other properties: %w", nw.Name, err)
 	}
-	if err := vxlan.CheckMTU(nw.MTU, d.cfg.Node.UnderlayMTU, d.site.vtep, hasIPv6(nw.Subnets)); err != nil {
+	if err := d.checkMTU(nw); err != nil {
 		return fmt.Errorf("network %s does not fit this node's underlay %s: %w", nw.Name, d.site.underlay, err)
 	}
-	return nil
+	if s.allocation {
+		return nil // a manager need not have a part in it
+	}
+	return d.encrypts(ctx, nw)
 }
 
 // found is the record of a new network with everything that the user left open chosen.
@@ -155,16 +161,22 @@ func (d *Driver) found(ctx context.Context, s spec, name string) (store.Network,
 		Name: name, Mode: store.ModeOverlay, VNI: s.vni, Port: s.port, MTU: s.mtu, Subnets: s.subnets, Internal: s.internal,
 		Creator: d.site.node, Created: d.cfg.Now(),
 	}
-	if nw.Port == 0 {
-		nw.Port = d.cfg.Port
+	err := s.settle(&nw)
+	if err == nil && !s.allocation {
+		err = d.encrypts(ctx, nw)
 	}
-	var err error
+	if err != nil {
+		return nw, err
+	}
+	if nw.Port == 0 {
+		nw.Port = d.defaultPort(nw)
+	}
 	if nw.MTU == 0 {
-		if nw.MTU, err = vxlan.MTU(d.cfg.Node.UnderlayMTU, d.site.vtep); err != nil {
+		if nw.MTU, err = d.largestMTU(nw); err != nil {
 			return nw, err
 		}
 	}
-	if err := vxlan.CheckMTU(nw.MTU, d.cfg.Node.UnderlayMTU, d.site.vtep, hasIPv6(nw.Subnets)); err != nil {
+	if err := d.checkMTU(nw); err != nil {
 		return nw, fmt.Errorf("--opt mtu: %w", err)
 	}
 	nw.VNI, err = d.chooseVNI(ctx, s, name)

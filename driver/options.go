@@ -12,6 +12,7 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 
 	"github.com/netdriver/netdriver/ipam"
+	"github.com/netdriver/netdriver/ipsec"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -43,6 +44,9 @@ func optionHelp() map[string]string {
 		optionVNI:     fmt.Sprintf("1..%d, chosen if omitted", vxlan.MaxVNI),
 		optionPort:    fmt.Sprintf("UDP port 1..65535, %d if omitted", vxlan.DefaultPort),
 		optionMTU:     "bytes, derived from the underlay if omitted",
+
+		optionEncrypted: "true, false, aes-256-gcm, aes-128-gcm or chacha20-poly1305",
+		optionRekey:     fmt.Sprintf("how long a key is used, %s..%s, %s if omitted", MinRekey, MaxRekey, ipsec.DefaultRekey),
 	}
 }
 
@@ -55,6 +59,7 @@ type spec struct {
 	mtu      int
 	internal bool
 	subnets  []netip.Prefix
+	encryption
 	// allocation: a swarm's leader asks, for all nodes. foreignIPAM: the addresses come from another IPAM driver.
 	allocation, foreignIPAM bool
 }
@@ -77,7 +82,7 @@ func parseNetwork(req *network.CreateNetworkRequest) (spec, error) {
 		errs = append(errs, s.addPool(d))
 		s.foreignIPAM = s.foreignIPAM || d != nil && d.AddressSpace != ipam.LocalSpace
 	}
-	return s, errors.Join(append(errs, s.checkSubnets())...)
+	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check())...)
 }
 
 // parseAllocation validates an AllocateNetwork request, whose options are the user's alone; its subnets do not say
@@ -93,7 +98,7 @@ func parseAllocation(req *network.AllocateNetworkRequest) (spec, error) {
 			errs = append(errs, s.addPool(&d))
 		}
 	}
-	return s, errors.Join(append(errs, s.checkSubnets())...)
+	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check())...)
 }
 
 // addPool takes one subnet of a request.
@@ -158,6 +163,10 @@ func (s *spec) set(key, value string) (err error) {
 		s.port = uint16(n)
 	case optionMTU, labelMTU:
 		err = s.setMTU(value)
+	case optionEncrypted:
+		err = s.setEncrypted(value)
+	case optionRekey:
+		err = s.setRekey(value)
 	default:
 		known := slices.Sorted(maps.Keys(optionHelp()))
 		return fmt.Errorf("unknown option --opt %s=%s; the options are %s", key, value, strings.Join(known, ", "))
@@ -204,6 +213,7 @@ func (s spec) contradictions(nw store.Network) error {
 	if s.mtu != 0 && s.mtu != nw.MTU {
 		differ(optionMTU, nw.MTU, s.mtu)
 	}
+	s.encryption.contradictions(nw, differ)
 	if s.internal != nw.Internal {
 		differ("internal", nw.Internal, s.internal)
 	}

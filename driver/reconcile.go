@@ -163,7 +163,12 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 		}
 	}
 	start := time.Now()
+	unsafe := d.guard(ctx, network)
+	if unsafe != nil {
+		want = cutOff(want)
+	}
 	ops, err := d.cfg.Plane.Apply(ctx, want)
+	err = errors.Join(unsafe, err)
 	d.cfg.Observe(Reconciliation{Network: network, Ops: ops, Took: time.Since(start), Err: err})
 	if err != nil {
 		err = fmt.Errorf("make network %s on this node: %w", network, err)

@@ -2,7 +2,6 @@ package driver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -57,6 +56,7 @@ func settled(options map[string]string, nw store.Network) map[string]string {
 	out[optionVNI] = strconv.FormatUint(uint64(nw.VNI), 10)
 	out[optionPort] = strconv.Itoa(int(nw.Port))
 	out[optionMTU] = strconv.Itoa(nw.MTU)
+	settledEncryption(out, nw)
 	return out
 }
 
@@ -104,14 +104,8 @@ func (d *Driver) allotment(ctx context.Context, dockerID string, s spec, dr *dra
 // reserve adds to a transaction that the subnets of another IPAM driver become pools, of which nobody else can have a
 // part. The guard makes it fail if a pool is made meanwhile.
 func (d *Driver) reserve(ctx context.Context, dr *draft, t *txn) error {
-	guard, err := d.cfg.Store.Get(ctx, store.PoolGuard)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		t.require(store.Absent(store.PoolGuard))
-	case err != nil:
+	if err := d.guarded(ctx, store.PoolGuard, dr.foreign[0].String(), t); err != nil {
 		return err
-	default:
-		t.require(store.Unchanged(guard))
 	}
 	pools, _, err := d.cfg.Store.List(ctx, store.PoolPrefix)
 	if err != nil {
@@ -127,7 +121,6 @@ func (d *Driver) reserve(ctx context.Context, dr *draft, t *txn) error {
 		t.require(store.Absent(store.PoolKey(subnet)))
 		t.write(store.Put(store.PoolKey(subnet), store.Encode(p)))
 	}
-	t.write(store.Put(store.PoolGuard, []byte(dr.foreign[0].String())))
 	return nil
 }
 

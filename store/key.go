@@ -33,6 +33,13 @@ const (
 	TokenPrefix       = "tokens/"
 	CertificatePrefix = "certificates/"
 	RevokedPrefix     = "revoked/"
+	// What encryption has, as package ipsec writes it: encryption/offers/NODE, encryption/links/TO/FROM; and for inspect
+	// encryption/status/NODE → Protection.
+	EncryptionPrefix       = "encryption/"
+	EncryptionStatusPrefix = "encryption/status/"
+	// EncryptionGuard is written with every network that is made encrypted, so that two cannot contradict each other: a
+	// transaction that makes one requires it unchanged since all networks were read.
+	EncryptionGuard = "guards/encryption"
 	// PoolGuard is written with every new pool, so that two overlapping pools cannot be made at once: a transaction
 	// that makes one requires it unchanged since all pools were read.
 	PoolGuard = "guards/pools"
@@ -44,6 +51,9 @@ func AliveKey(node string) string      { return AlivePrefix + node }
 func StatusKey(node string) string     { return StatusPrefix + node }
 func EngineKey(node string) string     { return EnginePrefix + node }
 func NetworkKey(network string) string { return NetworkPrefix + network }
+
+// ProtectionKey names what a node says of its encryption.
+func ProtectionKey(node string) string { return EncryptionStatusPrefix + node }
 
 func TokenKey(id string) string { return TokenPrefix + id }
 

@@ -12,9 +12,12 @@ import (
 	"github.com/netdriver/netdriver/vxlan"
 )
 
-// Schema is the version of the records that this program writes. A record of a later version is refused, so that an old
-// daemon never acts on what it does not understand.
-const Schema = 1
+// Schema is the latest version of the records that this program writes. A record of a later version is refused, so that
+// an old daemon never acts on what it does not understand.
+//
+//	1  all records
+//	2  networks that are encrypted: a daemon that knows only 1 would carry them in clear
+const Schema = 2
 
 // ErrRecord is wrapped by every error about a record that cannot be read or written.
 var ErrRecord = errors.New("bad record")
@@ -27,9 +30,13 @@ type Node struct {
 	// VTEP is the address that the node's VXLAN packets come from and go to.
 	VTEP netip.Addr `json:"vtep"`
 	// UnderlayMTU is the MTU of the interface that has VTEP, in bytes.
-	UnderlayMTU int       `json:"underlayMTU"`
-	Version     string    `json:"version"`
-	Started     time.Time `json:"started"`
+	UnderlayMTU int `json:"underlayMTU"`
+	// Encap is the UDP port of the node's ESP-in-UDP (RFC 3948); 0 means that it speaks plain ESP.
+	Encap uint16 `json:"encap,omitempty"`
+	// Key is the public half, in PKIX's DER, with which the node signs where no cluster's authority vouches for it.
+	Key     []byte    `json:"key,omitempty"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
 }
 
 // Status is what a node says of itself, a few times per second at most while something changes.
@@ -54,8 +61,14 @@ type Network struct {
 	MTU      int            `json:"mtu"`
 	Subnets  []netip.Prefix `json:"subnets"`
 	Internal bool           `json:"internal,omitempty"`
-	Creator  string         `json:"creator"`
-	Created  time.Time      `json:"created"`
+	// Encrypted: the network's packets travel between nodes as ESP, or not at all.
+	Encrypted bool `json:"encrypted,omitempty"`
+	// Cipher is the only one allowed, as package ipsec names it; empty leaves the choice to each pair of nodes.
+	Cipher string `json:"cipher,omitempty"`
+	// Rekey is how long its nodes use a key.
+	Rekey   time.Duration `json:"rekey,omitempty"`
+	Creator string        `json:"creator"`
+	Created time.Time     `json:"created"`
 	// Swarm is Docker's id of the swarm network that this one was allocated for, empty if it is none. Such a network stays
 	// when no node has a task in it: it goes when the swarm frees it and its last member has left.
 	Swarm string `json:"swarm,omitempty"`
@@ -211,11 +224,19 @@ func Encode[R Record](r R) []byte {
 	b, err := json.Marshal(struct {
 		V      int `json:"v"`
 		Record R   `json:"r"`
-	}{Schema, r})
+	}{version(r), r})
 	if err != nil {
 		panic(fmt.Sprintf("encode %T: %v", r, err)) // only plain fields: cannot happen
 	}
 	return b
+}
+
+// version is the first version that has all of what a record says: older programs can read the others as long as possible.
+func version(r any) int {
+	if n, ok := r.(Network); ok && n.Encrypted {
+		return 2
+	}
+	return 1
 }
 
 // Decode reads a record and checks it. The error wraps ErrRecord and names the key.
@@ -225,8 +246,8 @@ func Decode[R Record](kv KV) (R, error) {
 	if err := json.Unmarshal(kv.Value, &e); err != nil {
 		return r, fmt.Errorf("%w %s: %v", ErrRecord, kv.Key, err)
 	}
-	if e.V != Schema {
-		return r, fmt.Errorf("%w %s: version %d, this program knows %d; upgrade netdriver on this node",
+	if e.V < 1 || e.V > Schema {
+		return r, fmt.Errorf("%w %s: version %d, this program knows 1 to %d; upgrade netdriver on this node",
 			ErrRecord, kv.Key, e.V, Schema)
 	}
 	d := json.NewDecoder(bytes.NewReader(e.Record))
@@ -293,6 +314,9 @@ func (n Network) check() error {
 	errs := []error{CheckName("network", n.Name), vxlan.CheckVNI(n.VNI)}
 	if n.Port == 0 {
 		errs = append(errs, errors.New("UDP port 0"))
+	}
+	if n.Encrypted != (n.Rekey > 0) || n.Cipher != "" && !n.Encrypted {
+		errs = append(errs, fmt.Errorf("encrypted %t with cipher %q and a new key every %s", n.Encrypted, n.Cipher, n.Rekey))
 	}
 	if n.MTU < vxlan.MinMTU4 {
 		errs = append(errs, fmt.Errorf("MTU %d is below %d", n.MTU, vxlan.MinMTU4))

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
@@ -63,7 +64,7 @@ func TestBadRecordsAreRefusedWithTheirKey(t *testing.T) {
 		"nothing":           {decodeNode, ``, "JSON"},
 		"no record":         {decodeNode, `{"v":1}`, "k"},
 		"null":              {decodeNode, `null`, "version 0"},
-		"later version":     {decodeNode, `{"v":2,"r":{"name":"n1","vtep":"192.0.2.1"}}`, "upgrade netdriver"},
+		"later version":     {decodeNode, `{"v":3,"r":{"name":"n1","vtep":"192.0.2.1"}}`, "upgrade netdriver"},
 		"wrong type":        {decodeNode, `{"v":1,"r":{"name":5}}`, "name"},
 		"node without name": {decodeNode, `{"v":1,"r":{"vtep":"192.0.2.1"}}`, "node name"},
 		"node without VTEP": {decodeNode, `{"v":1,"r":{"name":"n1"}}`, "VTEP"},
@@ -73,6 +74,8 @@ func TestBadRecordsAreRefusedWithTheirKey(t *testing.T) {
 		"network: MTU":      {decodeNetwork, `{"v":1,"r":{"name":"w","vni":5000,"port":1}}`, "MTU"},
 		"network: subnet": {decodeNetwork, `{"v":1,"r":{"name":"w","vni":5000,"port":1,"mtu":1400,"subnets":[""]}}`,
 			"subnet"},
+		"network: rekey of one in clear": {decodeNetwork, `{"v":2,"r":{"name":"w","vni":5000,"port":1,"mtu":1400,"rekey":1}}`,
+			"encrypted false"},
 		"pool: host bits":    {decodePool, `{"v":1,"r":{"subnet":"10.0.0.1/8"}}`, "10.0.0.1/8"},
 		"pool: no subnet":    {decodePool, `{"v":1,"r":{}}`, "subnet"},
 		"lease: no address":  {decoder[store.Lease](), `{"v":1,"r":{}}`, "address"},
@@ -87,6 +90,20 @@ func TestBadRecordsAreRefusedWithTheirKey(t *testing.T) {
 			t.Errorf("%s: %v, want ErrRecord", name, err)
 		} else if !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), " k: ") {
 			t.Errorf("%s: %q does not say the key and %q", name, err, c.want)
+		}
+	}
+}
+
+// A daemon that knows only version 1 does not know that a network is encrypted, so it must not read such a one.
+func TestAnEncryptedNetworkIsOfALaterVersionThanOneInClear(t *testing.T) {
+	nw := network("web")
+	for version, change := range map[string]func(){`{"v":1,`: func() {}, `{"v":2,`: func() { nw.Encrypted, nw.Rekey = true, time.Hour }} {
+		nw = network("web")
+		change()
+		text := store.Encode(nw)
+		got, err := store.Decode[store.Network](store.KV{Key: "k", Value: text})
+		if !strings.HasPrefix(string(text), version) || err != nil || got.Encrypted != nw.Encrypted || got.Rekey != nw.Rekey {
+			t.Errorf("%s is read as %+v, error %v; want version %s", text, got, err, version)
 		}
 	}
 }

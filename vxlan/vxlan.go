@@ -22,6 +22,9 @@ const (
 
 	// DefaultPort is the UDP port that IANA assigned to VXLAN (RFC 7348 §8).
 	DefaultPort uint16 = 4789
+	// EncryptedPort is that of encrypted networks if nothing else is chosen: the next one. The kernel tells their packets by
+	// the port alone, so no network in clear may use it.
+	EncryptedPort uint16 = 4790
 
 	// ethernetHeader is the inner Ethernet header that VXLAN carries, in bytes; vxlanHeader and udpHeader are the
 	// headers before it (RFC 7348 §5, RFC 768), ipv4Header and ipv6Header the outer IP header without options.
@@ -103,13 +106,27 @@ func CheckMTU(mtu, underlay int, vtep netip.Addr, v6 bool) error {
 	if err != nil {
 		return err
 	}
+	return within(mtu, most, underlay, Overhead(vtep), "VXLAN", v6)
+}
+
+// CheckEncryptedMTU is CheckMTU for a network as in EncryptedMTU.
+func CheckEncryptedMTU(mtu, underlay int, vtep netip.Addr, encap, v6 bool) error {
+	most, err := EncryptedMTU(underlay, vtep, encap)
+	if err != nil {
+		return err
+	}
+	return within(mtu, most, underlay, underlay-most, "ESP and VXLAN", v6)
+}
+
+// within compares an MTU with the largest one that an underlay allows.
+func within(mtu, most, underlay, overhead int, what string, v6 bool) error {
 	least := MinMTU4
 	if v6 {
 		least = MinMTU6
 	}
 	if mtu < least || mtu > most {
-		return fmt.Errorf("%w: %d is not within %d..%d (underlay %d − %d bytes of VXLAN); omit it to use %d",
-			ErrMTU, mtu, least, most, underlay, Overhead(vtep), most)
+		return fmt.Errorf("%w: %d is not within %d..%d (underlay %d − %d bytes of %s); omit it to use %d",
+			ErrMTU, mtu, least, most, underlay, overhead, what, most)
 	}
 	return nil
 }

@@ -139,6 +139,10 @@ func TestEncryptedMTUIsTheLargestThatFits(t *testing.T) {
 		if err != nil || onWire(mtu, vtep, encap) > underlay || onWire(mtu+1, vtep, encap) <= underlay {
 			t.Fatalf("EncryptedMTU(%d, %s, %t) = %d, %v: not the largest that fits", underlay, vtep, encap, mtu, err)
 		}
+		check := func(mtu int) error { return CheckEncryptedMTU(mtu, underlay, vtep, encap, false) }
+		if err := check(mtu + 1); check(mtu) != nil || !errors.Is(err, ErrMTU) || !strings.Contains(err.Error(), "ESP") {
+			t.Fatalf("the largest is %d; one more: %v", mtu, err)
+		}
 	})
 }
 

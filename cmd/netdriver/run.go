@@ -65,7 +65,8 @@ func serveOnce(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		return err
 	}
 	node := store.Node{
-		Name: cfg.Node, ID: id, VTEP: under.VTEP, UnderlayMTU: under.MTU, Version: version(), Started: time.Now().UTC(),
+		Name: cfg.Node, ID: id, VTEP: under.VTEP, UnderlayMTU: under.MTU, Encap: cfg.ESPInUDP, Version: version(),
+		Started: time.Now().UTC(),
 	}
 	truth, err := openTruth(ctx, cfg, log)
 	if err != nil {
@@ -147,8 +148,8 @@ func assemble(
 	}
 	d := driver.New(driver.Config{
 		Store: s, Mirror: mirror, Plane: plane, Node: node, Underlay: at.device, Booted: at.booted, Port: cfg.VXLANPort, Docker: docker,
-		Leases: leases,
-		Log:    log, Observe: meter.ObserveReconciliation,
+		EncryptedPort: cfg.EncryptedPort, Leases: leases,
+		Log: log, Observe: meter.ObserveReconciliation,
 	})
 	joined := cluster.New(cluster.Config{
 		DataDir: cfg.DataDir, Node: node, Client: truth.client, State: truth.state, External: external(cfg), Log: log,

@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
+
+	"github.com/netdriver/netdriver/vxlan"
 )
 
 const (
@@ -44,6 +46,8 @@ type Config struct {
 	LogFormat string
 	// VXLANPort is the UDP port of networks that this node creates without choosing one.
 	VXLANPort uint16
+	// EncryptedPort is that of encrypted ones, ESPInUDP the port for ESP over UDP or 0.
+	EncryptedPort, ESPInUDP uint16
 	// DockerHost is the URL of the Docker engine; empty means that it is not asked.
 	DockerHost string
 }
@@ -117,6 +121,12 @@ func read(flags *pflag.FlagSet, env map[string]string, file content, names []str
 func (c Config) check(names []string) error {
 	if len(names) > 0 {
 		return nil
+	}
+	if c.EncryptedPort == vxlan.DefaultPort {
+		return fmt.Errorf("%w: encrypted-port %d is that of networks in clear: choose another one", ErrSetting, c.EncryptedPort)
+	}
+	if p := c.ESPInUDP; p != 0 && (p == c.EncryptedPort || p == c.VXLANPort || p == vxlan.DefaultPort) {
+		return fmt.Errorf("%w: esp-in-udp %d is the port of networks: choose another one, such as 4500", ErrSetting, p)
 	}
 	if (c.StoreCert == "") != (c.StoreKey == "") {
 		return fmt.Errorf("%w: store-cert and store-key belong together: set both or none", ErrSetting)

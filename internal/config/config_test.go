@@ -41,7 +41,7 @@ func TestOneHostNeedsNoSetting(t *testing.T) {
 	want := Config{
 		Node: host, Cluster: "default", DataDir: "/var/lib/netdriver", SocketDir: "/run/docker/plugins",
 		RunDir:   "/run/netdriver",
-		LogLevel: slog.LevelInfo, LogFormat: "text", VXLANPort: 4789, DockerHost: "unix:///var/run/docker.sock",
+		LogLevel: slog.LevelInfo, LogFormat: "text", VXLANPort: 4789, EncryptedPort: 4790, DockerHost: "unix:///var/run/docker.sock",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
@@ -98,7 +98,8 @@ func TestEverySettingHasAFlagAVariableAndAKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	values := map[string]string{
-		"underlay": "eth0", "node": "n1", "cluster": "lab", "vxlan-port": "4790", "store": "https://192.0.2.1:2379",
+		"underlay": "eth0", "node": "n1", "cluster": "lab", "vxlan-port": "4790", "encrypted-port": "4795", "esp-in-udp": "4500",
+		"store": "https://192.0.2.1:2379",
 		"store-ca":   pem,
 		"store-cert": pem, "store-key": pem, "data-dir": "/d", "socket-dir": "/s", "run-dir": "/r",
 		"docker-host": "tcp://h:1",
@@ -108,7 +109,7 @@ func TestEverySettingHasAFlagAVariableAndAKey(t *testing.T) {
 		Underlay: "eth0", Node: "n1", Cluster: "lab", Store: []string{"https://192.0.2.1:2379"}, StoreCA: pem, StoreCert: pem,
 		StoreKey: pem, DataDir: "/d", SocketDir: "/s", RunDir: "/r", Metrics: ":9100", LogLevel: slog.LevelDebug,
 		LogFormat: "json",
-		VXLANPort: 4790, DockerHost: "tcp://h:1",
+		VXLANPort: 4790, EncryptedPort: 4795, ESPInUDP: 4500, DockerHost: "tcp://h:1",
 	}
 	var args, environ, lines []string
 	for _, s := range table() {
@@ -142,6 +143,8 @@ func TestABadValueIsRefusedWithItsNameItsOriginAndWhatIsAllowed(t *testing.T) {
 		{"cluster", "-x", "letters"},
 		{"vxlan-port", "0", "1..65535"},
 		{"vxlan-port", "65536", "1..65535"},
+		{"encrypted-port", "0", "1..65535"},
+		{"esp-in-udp", "65536", "0..65535"},
 		{"store", "192.0.2.1:2379", "http://"},
 		{"store", "http://192.0.2.1", "PORT"},
 		{"store-listen", "http://192.0.2.1:1", "https://"}, // anyone who reaches it could change the cluster

@@ -67,7 +67,24 @@ func siteSettings() []setting {
 			name: "vxlan-port", fallback: strconv.Itoa(int(vxlan.DefaultPort)),
 			help:    "UDP port of networks created on this node without --opt port",
 			allowed: "1..65535",
-			set:     setPort,
+			set:     func(c *Config, v string) (err error) { c.VXLANPort, err = port(v); return err },
+		},
+		{
+			name: "encrypted-port", fallback: strconv.Itoa(int(vxlan.EncryptedPort)),
+			help:    "UDP port of encrypted networks created on this node; the same for all of a cluster, and no other network's",
+			allowed: "1..65535, but not 4789",
+			set:     func(c *Config, v string) (err error) { c.EncryptedPort, err = port(v); return err },
+		},
+		{
+			name: "esp-in-udp", fallback: "0",
+			help:    "UDP port for ESP-in-UDP, where a firewall between nodes lets no ESP pass; 0 means plain ESP",
+			allowed: "0..65535, none of the ports above",
+			set: func(c *Config, v string) (err error) {
+				if c.ESPInUDP = 0; v != "0" {
+					c.ESPInUDP, err = port(v)
+				}
+				return err
+			},
 		},
 	}
 }
@@ -184,13 +201,12 @@ func setNode(c *Config, v string) error {
 	return store.CheckName("node", v)
 }
 
-func setPort(c *Config, v string) error {
+func port(v string) (uint16, error) {
 	n, err := strconv.ParseUint(v, 10, 16)
 	if err == nil && n == 0 {
 		err = errNot
 	}
-	c.VXLANPort = uint16(n)
-	return err
+	return uint16(n), err
 }
 
 func setDockerHost(c *Config, v string) error {

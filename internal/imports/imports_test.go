@@ -41,7 +41,7 @@ func allowed() map[string][]string {
 		"volume":            {"internal/local", "internal/plugin", "volume/backend", "volume/mount", "volume/option"},
 		"ipsec":             {},
 		"ipam":              {"internal/plugin"},
-		"driver":            {"dataplane", "ipam", "internal/plugin"},
+		"driver":            {"dataplane", "ipam", "ipsec", "internal/plugin"},
 		"diag":              {"dataplane", "dataplane/balance"},
 		"internal/control":  {"diag", "internal/local"},
 		"internal/local":    {},
