@@ -202,7 +202,7 @@ func (c *cluster) maps(t *testing.T, name string) (found []*ebpf.Map) {
 // programs lists the programs on container 1's port.
 func (c *cluster) programs(t *testing.T) (ids []ebpf.ProgramID) {
 	t.Helper()
-	port, err := c.a.kernel.in.linkNamed(PortName(endpointID(1)))
+	port, err := linkNamed(c.a.kernel.in, PortName(endpointID(1)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +262,7 @@ func TestBalancingIsRepairedWithinASecond(t *testing.T) {
 // strip takes the programs off container 1's port, as another program may.
 func (c *cluster) strip(t *testing.T) {
 	t.Helper()
-	port, err := c.a.kernel.in.linkNamed(PortName(endpointID(1)))
+	port, err := linkNamed(c.a.kernel.in, PortName(endpointID(1)))
 	if err != nil {
 		t.Fatal(err)
 	}

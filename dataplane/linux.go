@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -19,11 +20,11 @@ import (
 // can use them.
 type Linux struct {
 	log       *slog.Logger
-	ours      int     // our namespace
-	host      int     // the host's
-	in        *socket // for changes in our namespace
-	read      *socket // for reading there, so that a long read does not hold changes up
-	hostLinks *socket
+	ours      int             // our namespace
+	host      int             // the host's
+	in        *netlink.Socket // for changes in our namespace
+	read      *netlink.Socket // for reading there, so that a long read does not hold changes up
+	hostLinks *netlink.Socket
 	frames    int   // a packet socket in our namespace that receives nothing, for announcements
 	hostID    int32 // the host's namespace as a number in ours, see IFLA_LINK_NETNSID
 
@@ -77,7 +78,7 @@ func (l *Linux) open(cfg LinuxConfig) (err error) {
 	if err := inNamespace(l.ours, l.prepare); err != nil {
 		return fmt.Errorf("prepare network namespace %s: %w", path, err)
 	}
-	err = inNamespace(l.host, func() (err error) { l.hostLinks, err = newSocket(); return err })
+	err = inNamespace(l.host, func() (err error) { l.hostLinks, err = openRoute(); return err })
 	return err
 }
 
@@ -86,48 +87,48 @@ func (l *Linux) prepare() (err error) {
 	if err := settings(); err != nil {
 		return err
 	}
-	if l.in, err = newSocket(); err != nil {
+	if l.in, err = openRoute(); err != nil {
 		return err
 	}
-	if l.read, err = newSocket(); err != nil {
+	if l.read, err = openRoute(); err != nil {
 		return err
 	}
 	// Protocol 0 receives nothing (man 7 packet).
 	if l.frames, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open a packet socket: %w", err)
 	}
-	if err := l.in.setUp("lo"); err != nil {
+	if err := setUp(l.in, "lo"); err != nil {
 		return fmt.Errorf("bring lo up: %w", err)
 	}
-	l.hostID, err = l.in.nameNamespace(l.host)
+	l.hostID, err = nameNamespace(l.in, l.host)
 	return err
 }
 
 // setUp brings a device up.
-func (s *socket) setUp(device string) error {
-	return s.query(unix.RTM_NEWLINK, 0, func(m *message) {
-		m.link(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP)
-		m.text(unix.IFLA_IFNAME, device)
+func setUp(s *netlink.Socket, device string) error {
+	return s.Query(unix.RTM_NEWLINK, 0, func(m *netlink.Message) {
+		putLink(m, unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP)
+		m.Text(unix.IFLA_IFNAME, device)
 	}, nil)
 }
 
 // nameNamespace returns the number by which messages on s may call the other namespace, which it gets if it has none.
-func (s *socket) nameNamespace(other int) (int32, error) {
+func nameNamespace(s *netlink.Socket, other int) (int32, error) {
 	const chooseID = ^uint32(0) // NETNSA_NSID_NOT_ASSIGNED of linux/net_namespace.h: the kernel chooses
-	err := s.query(unix.RTM_NEWNSID, 0, func(m *message) {
-		m.bytes(unix.AF_UNSPEC)
-		m.u32(unix.NETNSA_NSID, chooseID)
-		m.u32(unix.NETNSA_FD, uint32(other))
+	err := s.Query(unix.RTM_NEWNSID, 0, func(m *netlink.Message) {
+		m.Bytes(unix.AF_UNSPEC)
+		m.U32(unix.NETNSA_NSID, chooseID)
+		m.U32(unix.NETNSA_FD, uint32(other))
 	}, nil)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return 0, fmt.Errorf("give the host's namespace a number: %w", err)
 	}
 	id := int32(-1)
-	err = s.query(unix.RTM_GETNSID, 0, func(m *message) {
-		m.bytes(unix.AF_UNSPEC)
-		m.u32(unix.NETNSA_FD, uint32(other))
+	err = s.Query(unix.RTM_GETNSID, 0, func(m *netlink.Message) {
+		m.Bytes(unix.AF_UNSPEC)
+		m.U32(unix.NETNSA_FD, uint32(other))
 	}, func(body []byte) {
-		attrs(body[4:], func(kind uint16, v []byte) {
+		netlink.Attrs(body[4:], func(kind uint16, v []byte) {
 			if kind == unix.NETNSA_NSID {
 				id = int32(u32(v))
 			}
@@ -150,9 +151,9 @@ func (l *Linux) Close() error {
 
 func (l *Linux) close() error {
 	var errs []error
-	for _, s := range []*socket{l.in, l.read, l.hostLinks} {
+	for _, s := range []*netlink.Socket{l.in, l.read, l.hostLinks} {
 		if s != nil {
-			errs = append(errs, s.close())
+			errs = append(errs, s.Close())
 		}
 	}
 	l.balancing.mu.Lock()

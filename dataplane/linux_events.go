@@ -5,11 +5,12 @@ package dataplane
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/internal/netlink"
 )
 
 // eventBuffer is the receive buffer for events, in bytes: our own 30,000 additions for 10,000 endpoints cause as many
@@ -21,11 +22,14 @@ const eventBacklog = 1024
 
 // Events implements Kernel.
 func (l *Linux) Events(ctx context.Context) (<-chan Event, error) {
-	var fd int
-	if err := inNamespace(l.ours, func() (err error) { fd, err = eventSocket(l.eventBuffer); return err }); err != nil {
+	var f *os.File
+	err := inNamespace(l.ours, func() (err error) {
+		f, err = netlink.Subscribe(unix.NETLINK_ROUTE, l.eventBuffer, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), "netlink events") // non-blocking: Close ends a Read
 	out := make(chan Event, eventBacklog)
 	w := watcher{kernel: l, send: func(e Event) {
 		select {
@@ -42,22 +46,6 @@ func (l *Linux) Events(ctx context.Context) (<-chan Event, error) {
 	senders.Go(func() { defer stop(); w.follow(ctx, f) })
 	go func() { senders.Wait(); close(out) }()
 	return out, nil
-}
-
-func eventSocket(buffer int) (int, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-	if err != nil {
-		return -1, fmt.Errorf("open netlink socket for events: %w", err)
-	}
-	err = errors.Join(
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer),
-		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK,
-			Groups: 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_NEIGH-1)}))
-	if err != nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("subscribe to netlink events: %w", err)
-	}
-	return fd, nil
 }
 
 // watcher turns the kernel's messages into events about our devices.
@@ -87,17 +75,17 @@ func (w *watcher) follow(ctx context.Context, f *os.File) {
 		case err != nil:
 			return // closed
 		default:
-			messages(b[:n], w.take)
+			netlink.Messages(b[:n], w.take)
 		}
 	}
 }
 
-func (w *watcher) take(r reply) {
-	switch r.kind {
+func (w *watcher) take(r netlink.Reply) {
+	switch r.Kind {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		w.link(r.body, r.kind == unix.RTM_DELLINK)
+		w.link(r.Body, r.Kind == unix.RTM_DELLINK)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		w.entry(parseEntry(r.body), r.kind == unix.RTM_DELNEIGH)
+		w.entry(parseEntry(r.Body), r.Kind == unix.RTM_DELNEIGH)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -45,7 +46,7 @@ func parseLink(body []byte) (d device) {
 	}
 	d.index = int32(u32(body[4:]))
 	d.up = u32(body[8:])&unix.IFF_UP != 0
-	attrs(body[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {
+	netlink.Attrs(body[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {
 		switch kind {
 		case unix.IFLA_IFNAME:
 			d.name = unix.ByteSliceToString(v)
@@ -67,7 +68,7 @@ func parseLink(body []byte) (d device) {
 func (d *device) parseInfo(info []byte) {
 	var data, slave []byte
 	var slaveKind string
-	attrs(info, func(kind uint16, v []byte) {
+	netlink.Attrs(info, func(kind uint16, v []byte) {
 		switch kind {
 		case unix.IFLA_INFO_KIND:
 			d.kind = unix.ByteSliceToString(v)
@@ -88,7 +89,7 @@ func (d *device) parseInfo(info []byte) {
 }
 
 func (d *device) parsePort(b []byte) {
-	attrs(b, func(kind uint16, v []byte) {
+	netlink.Attrs(b, func(kind uint16, v []byte) {
 		on := len(v) > 0 && v[0] != 0
 		switch kind {
 		case unix.IFLA_BRPORT_LEARNING:
@@ -100,7 +101,7 @@ func (d *device) parsePort(b []byte) {
 }
 
 func (d *device) parseVXLAN(b []byte) {
-	attrs(b, func(kind uint16, v []byte) {
+	netlink.Attrs(b, func(kind uint16, v []byte) {
 		switch kind {
 		case unix.IFLA_VXLAN_LINK:
 			d.underlay = int32(u32(v))
@@ -118,14 +119,14 @@ func (d device) flagsAsSet(o owner) bool {
 }
 
 // devices returns our devices in our namespace by index.
-func (l *Linux) devices(s *socket) (map[int32]device, map[int32]owner, error) {
+func (l *Linux) devices(s *netlink.Socket) (map[int32]device, map[int32]owner, error) {
 	all, owners := map[int32]device{}, map[int32]owner{}
 	err := retried(func() error {
 		clear(all)
 		clear(owners)
-		return s.query(unix.RTM_GETLINK, unix.NLM_F_DUMP, func(m *message) {
-			m.link(unix.AF_UNSPEC, 0, 0, 0)
-			m.u32(unix.IFLA_EXT_MASK, rtextSkipStats)
+		return s.Query(unix.RTM_GETLINK, unix.NLM_F_DUMP, func(m *netlink.Message) {
+			putLink(m, unix.AF_UNSPEC, 0, 0, 0)
+			m.U32(unix.IFLA_EXT_MASK, rtextSkipStats)
 		}, func(body []byte) {
 			d := parseLink(body)
 			if o, ok := ownerOf(d.name, d.alias); ok {
@@ -228,7 +229,7 @@ func (r *reader) underlay(index int32) (string, error) {
 	if name, known := r.underlays[index]; known || index == 0 {
 		return name, nil
 	}
-	h, err := r.l.hostLinks.link(index, func(*message) {})
+	h, err := linkAt(r.l.hostLinks, index, func(*netlink.Message) {})
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return "", fmt.Errorf("find the underlay device with index %d: %w", index, err)
 	}
@@ -258,17 +259,17 @@ func (r *reader) dump(family uint8, index, bridge int32) error {
 	var all []entry
 	err := retried(func() error {
 		all = all[:0]
-		return r.l.read.query(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, func(m *message) {
+		return r.l.read.Query(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, func(m *netlink.Message) {
 			if family == unix.AF_BRIDGE {
-				m.neigh(family, index, 0, 0)
+				putNeigh(m, family, index, 0, 0)
 			} else {
-				m.neigh(family, 0, 0, 0)
+				putNeigh(m, family, 0, 0, 0)
 				if index != 0 {
-					m.u32(unix.NDA_IFINDEX, uint32(index))
+					m.U32(unix.NDA_IFINDEX, uint32(index))
 				}
 			}
 			if bridge != 0 {
-				m.u32(unix.NDA_MASTER, uint32(bridge))
+				m.U32(unix.NDA_MASTER, uint32(bridge))
 			}
 		}, func(body []byte) {
 			if e := parseEntry(body); e.ours() {
@@ -308,7 +309,7 @@ func parseEntry(body []byte) (e entry) {
 	}
 	e.family, e.index = body[0], int32(u32(body[4:]))
 	e.state, e.flags = binary.NativeEndian.Uint16(body[8:]), body[10]
-	attrs(body[unix.SizeofNdMsg:], func(kind uint16, v []byte) {
+	netlink.Attrs(body[unix.SizeofNdMsg:], func(kind uint16, v []byte) {
 		switch kind {
 		case unix.NDA_DST:
 			e.dst = addr(v)

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -68,14 +69,14 @@ func (r *run) add(op Op) {
 		err = r.addLink(op)
 	case SetMTU:
 		if err = r.fits(op); err == nil {
-			err = r.setLink(op, func(m *message) { m.u32(unix.IFLA_MTU, uint32(op.MTU)) })
+			err = r.setLink(op, func(m *netlink.Message) { m.U32(unix.IFLA_MTU, uint32(op.MTU)) })
 		}
 	case SetFlags:
-		err = r.setLink(op, func(m *message) { portFlags(m, op.Endpoint == "") })
+		err = r.setLink(op, func(m *netlink.Message) { portFlags(m, op.Endpoint == "") })
 	case SetMaster:
 		var bridge int32
 		if bridge, err = r.find(op, BridgeName(op.VNI)); err == nil {
-			err = r.setLink(op, func(m *message) { m.u32(unix.IFLA_MASTER, uint32(bridge)) })
+			err = r.setLink(op, func(m *netlink.Message) { m.U32(unix.IFLA_MASTER, uint32(bridge)) })
 		}
 	case SetUp, DelLink:
 		err = r.upOrGone(op)
@@ -94,22 +95,22 @@ func (r *run) add(op Op) {
 func removes(op Op) bool { return op.Verb >= DelFDB }
 
 // message starts a message for op at the end of out; done ends it.
-func (r *run) message(op Op, kind, flags uint16) *message {
+func (r *run) message(op Op, kind, flags uint16) *netlink.Message {
 	r.ops = append(r.ops, op)
 	r.starts = append(r.starts, len(r.out))
-	return appendMessage(r.out, kind, flags, 0)
+	return netlink.AppendMessage(r.out, kind, flags, 0)
 }
 
-func (r *run) done(m *message) { r.out = m.finish(r.starts[len(r.starts)-1]) }
+func (r *run) done(m *netlink.Message) { r.out = m.Finish(r.starts[len(r.starts)-1]) }
 
 // setLink collects a change of a device that is there.
-func (r *run) setLink(op Op, fill func(*message)) error {
+func (r *run) setLink(op Op, fill func(*netlink.Message)) error {
 	device, err := r.find(op, op.Device)
 	if err != nil {
 		return err
 	}
 	m := r.message(op, unix.RTM_NEWLINK, 0)
-	m.link(unix.AF_UNSPEC, device, 0, 0)
+	putLink(m, unix.AF_UNSPEC, device, 0, 0)
 	fill(m)
 	r.done(m)
 	return nil
@@ -130,19 +131,19 @@ func (r *run) upOrGone(op Op) error {
 		r.l.balancing.mu.Unlock()
 	}
 	m := r.message(op, kind, 0)
-	m.link(unix.AF_UNSPEC, device, flags, flags)
+	putLink(m, unix.AF_UNSPEC, device, flags, flags)
 	r.done(m)
 	return nil
 }
 
 // portFlags sets a bridge port's flags: nothing is learned; on the VXLAN device the bridge answers ARP and ND itself.
-func portFlags(m *message, suppress bool) {
-	m.nest(unix.IFLA_LINKINFO, func() {
-		m.text(unix.IFLA_INFO_SLAVE_KIND, "bridge")
-		m.nest(unix.IFLA_INFO_SLAVE_DATA, func() {
-			m.attr(unix.IFLA_BRPORT_LEARNING, 0)
+func portFlags(m *netlink.Message, suppress bool) {
+	m.Nest(unix.IFLA_LINKINFO, func() {
+		m.Text(unix.IFLA_INFO_SLAVE_KIND, "bridge")
+		m.Nest(unix.IFLA_INFO_SLAVE_DATA, func() {
+			m.Attr(unix.IFLA_BRPORT_LEARNING, 0)
 			if suppress {
-				m.attr(unix.IFLA_BRPORT_NEIGH_SUPPRESS, 1)
+				m.Attr(unix.IFLA_BRPORT_NEIGH_SUPPRESS, 1)
 			}
 		})
 	})
@@ -162,61 +163,61 @@ func (r *run) addLink(op Op) error {
 	}
 	r.index[op.Device] = r.l.nextIndex.Add(1)
 	m := r.message(op, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	m.link(unix.AF_UNSPEC, r.index[op.Device], 0, 0)
-	m.text(unix.IFLA_IFNAME, op.Device)
-	m.u32(unix.IFLA_MTU, uint32(op.MTU))
+	putLink(m, unix.AF_UNSPEC, r.index[op.Device], 0, 0)
+	m.Text(unix.IFLA_IFNAME, op.Device)
+	m.U32(unix.IFLA_MTU, uint32(op.MTU))
 	switch op.Verb {
 	case AddBridge:
 		mac := bridgeMAC(op.VNI)
-		m.attr(unix.IFLA_ADDRESS, mac[:]...)
+		m.Attr(unix.IFLA_ADDRESS, mac[:]...)
 		linkInfo(m, "bridge", func() { bridgeData(m) })
 	case AddVXLAN:
-		m.u32(unix.IFLA_LINK_NETNSID, uint32(r.l.hostID)) // the socket and the underlay are in the host's namespace
+		m.U32(unix.IFLA_LINK_NETNSID, uint32(r.l.hostID)) // the socket and the underlay are in the host's namespace
 		linkInfo(m, "vxlan", func() { vxlanData(m, op, underlay.index) })
 	case AddPort:
-		linkInfo(m, "veth", func() { m.nest(vethInfoPeer, func() { r.l.peer(m, op) }) })
+		linkInfo(m, "veth", func() { m.Nest(vethInfoPeer, func() { r.l.peer(m, op) }) })
 	}
 	r.done(m)
-	return r.setLink(op, func(m *message) { m.text(unix.IFLA_IFALIAS, op.alias()) })
+	return r.setLink(op, func(m *netlink.Message) { m.Text(unix.IFLA_IFALIAS, op.alias()) })
 }
 
-func bridgeData(m *message) {
-	m.attr(unix.IFLA_BR_MCAST_SNOOPING, 0)
+func bridgeData(m *netlink.Message) {
+	m.Attr(unix.IFLA_BR_MCAST_SNOOPING, 0)
 	// Else the kernel keeps every static entry twice, for VLAN 1 too (net/bridge/br_fdb.c br_fdb_add).
-	m.attr(unix.IFLA_BR_VLAN_DEFAULT_PVID, 0, 0)
+	m.Attr(unix.IFLA_BR_VLAN_DEFAULT_PVID, 0, 0)
 }
 
 // vethInfoPeer is VETH_INFO_PEER of linux/veth.h.
 const vethInfoPeer = 1
 
-func linkInfo(m *message, kind string, data func()) {
-	m.nest(unix.IFLA_LINKINFO, func() {
-		m.text(unix.IFLA_INFO_KIND, kind)
-		m.nest(unix.IFLA_INFO_DATA, data)
+func linkInfo(m *netlink.Message, kind string, data func()) {
+	m.Nest(unix.IFLA_LINKINFO, func() {
+		m.Text(unix.IFLA_INFO_KIND, kind)
+		m.Nest(unix.IFLA_INFO_DATA, data)
 	})
 }
 
 // vxlanData leaves the checksum settings as the kernel has them: none on IPv4, where the inner packet has its own
 // (RFC 7348 §5), and checked in both directions on IPv6, where a zero one needs both ends' consent (RFC 6935 §5).
-func vxlanData(m *message, op Op, underlay int32) {
-	m.u32(unix.IFLA_VXLAN_ID, uint32(op.VNI))
-	m.u32(unix.IFLA_VXLAN_LINK, uint32(underlay))
+func vxlanData(m *netlink.Message, op Op, underlay int32) {
+	m.U32(unix.IFLA_VXLAN_ID, uint32(op.VNI))
+	m.U32(unix.IFLA_VXLAN_LINK, uint32(underlay))
 	kind := uint16(unix.IFLA_VXLAN_LOCAL)
 	if op.Local.Is6() {
 		kind = unix.IFLA_VXLAN_LOCAL6
 	}
-	m.attr(kind, op.Local.AsSlice()...)
-	m.attr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, op.UDPPort)...)
-	m.attr(unix.IFLA_VXLAN_LEARNING, 0)
+	m.Attr(kind, op.Local.AsSlice()...)
+	m.Attr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, op.UDPPort)...)
+	m.Attr(unix.IFLA_VXLAN_LEARNING, 0)
 }
 
 // peer describes the container's end. It cannot be brought up here (veth_open fails as long as the pair is incomplete).
-func (l *Linux) peer(m *message, op Op) {
-	m.link(unix.AF_UNSPEC, 0, 0, 0)
-	m.text(unix.IFLA_IFNAME, ContainerEnd(op.Endpoint))
-	m.u32(unix.IFLA_MTU, uint32(op.MTU))
-	m.attr(unix.IFLA_ADDRESS, op.MAC[:]...)
-	m.u32(unix.IFLA_NET_NS_FD, uint32(l.host))
+func (l *Linux) peer(m *netlink.Message, op Op) {
+	putLink(m, unix.AF_UNSPEC, 0, 0, 0)
+	m.Text(unix.IFLA_IFNAME, ContainerEnd(op.Endpoint))
+	m.U32(unix.IFLA_MTU, uint32(op.MTU))
+	m.Attr(unix.IFLA_ADDRESS, op.MAC[:]...)
+	m.U32(unix.IFLA_NET_NS_FD, uint32(l.host))
 }
 
 // addEntry collects the message for a forwarding or neighbour entry.
@@ -243,12 +244,12 @@ func (r *run) addEntry(op Op) error {
 		flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND // the flood list has several destinations
 	}
 	m := r.message(op, kind, flags)
-	m.neigh(family, device, state, place)
+	putNeigh(m, family, device, state, place)
 	if to.IsValid() {
-		m.attr(unix.NDA_DST, to.AsSlice()...)
+		m.Attr(unix.NDA_DST, to.AsSlice()...)
 	}
 	if op.Verb != DelNeighbour {
-		m.attr(unix.NDA_LLADDR, op.MAC[:]...)
+		m.Attr(unix.NDA_LLADDR, op.MAC[:]...)
 	}
 	r.done(m)
 	return nil
@@ -259,7 +260,7 @@ func (r *run) find(op Op, device string) (int32, error) {
 	if i, known := r.index[device]; known {
 		return i, nil
 	}
-	l, err := r.l.in.linkNamed(device)
+	l, err := linkNamed(r.l.in, device)
 	if err != nil {
 		return 0, fmt.Errorf("find device %s: %w", device, err)
 	}
@@ -280,7 +281,7 @@ func (r *run) flush() {
 	last := len(r.ops) - 1
 	failures := make([]error, len(r.ops))
 	var base uint32
-	err := r.l.in.exchange(func(first uint32) ([]byte, uint32) {
+	err := r.l.in.Exchange(func(first uint32) ([]byte, uint32) {
 		base = first
 		for i, start := range r.starts {
 			binary.NativeEndian.PutUint32(r.out[start+8:], first+uint32(i))
@@ -288,9 +289,9 @@ func (r *run) flush() {
 		flags := r.out[r.starts[last]+6:]
 		binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
 		return r.out, first + uint32(last)
-	}, func(a reply) {
-		if i := int(a.seq - base); a.kind == unix.NLMSG_ERROR && i >= 0 && i <= last {
-			failures[i] = a.err()
+	}, func(a netlink.Reply) {
+		if i := int(a.Seq - base); a.Kind == unix.NLMSG_ERROR && i >= 0 && i <= last {
+			failures[i] = a.Err()
 		}
 	})
 	if err != nil {
@@ -318,7 +319,7 @@ func harmless(op Op, err error) bool {
 func (l *Linux) explain(op Op, err error) error {
 	switch {
 	case errors.Is(err, unix.EEXIST) && op.Verb <= AddPort:
-		if _, lookup := l.in.linkNamed(op.Device); lookup == nil {
+		if _, lookup := linkNamed(l.in, op.Device); lookup == nil {
 			return nameTaken(op)
 		}
 		if op.Verb == AddVXLAN {
@@ -334,7 +335,7 @@ func (l *Linux) explain(op Op, err error) error {
 
 // fits refuses a VXLAN device's MTU that the underlay cannot carry: the kernel would accept or silently lower it.
 func (l *Linux) fits(op Op) (foundLink, error) {
-	u, err := l.hostLinks.linkNamed(op.Underlay)
+	u, err := linkNamed(l.hostLinks, op.Underlay)
 	if err != nil {
 		return foundLink{}, fmt.Errorf("find underlay device %s in the host's namespace: %w", op.Underlay, err)
 	}
@@ -357,15 +358,15 @@ type foundLink struct {
 	mtu   int
 }
 
-func (s *socket) linkNamed(name string) (foundLink, error) {
-	return s.link(0, func(m *message) { m.text(unix.IFLA_IFNAME, name) })
+func linkNamed(s *netlink.Socket, name string) (foundLink, error) {
+	return linkAt(s, 0, func(m *netlink.Message) { m.Text(unix.IFLA_IFNAME, name) })
 }
 
-func (s *socket) link(index int32, more func(*message)) (l foundLink, err error) {
-	err = s.query(unix.RTM_GETLINK, 0, func(m *message) {
-		m.link(unix.AF_UNSPEC, index, 0, 0)
+func linkAt(s *netlink.Socket, index int32, more func(*netlink.Message)) (l foundLink, err error) {
+	err = s.Query(unix.RTM_GETLINK, 0, func(m *netlink.Message) {
+		putLink(m, unix.AF_UNSPEC, index, 0, 0)
 		more(m)
-		m.u32(unix.IFLA_EXT_MASK, rtextSkipStats)
+		m.U32(unix.IFLA_EXT_MASK, rtextSkipStats)
 	}, func(body []byte) {
 		d := parseLink(body)
 		l = foundLink{d.index, d.name, d.alias, d.mtu}
