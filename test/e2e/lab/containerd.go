@@ -10,9 +10,7 @@ import (
 	"github.com/netdriver/netdriver/test/e2e/lab/guest"
 )
 
-// slowness is how much longer than elsewhere things may take in a virtual node. A page fault there takes half a
-// millisecond, a fiftieth of that here, and a start of dockerd's program causes 9,000: it runs itself again and
-// again, for example to make a container's network namespace.
+// slowness is how much longer than elsewhere things may take in a virtual node: its instructions are emulated.
 const slowness = 4
 
 // Patience is how long something may take in this node that takes at most the limit in a namespace node.

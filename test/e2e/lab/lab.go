@@ -4,9 +4,9 @@
 // run in it see the default paths: /run/docker.sock, /run/docker/plugins, /run/netdriver. The nodes' eth0 hang on
 // one bridge in a namespace of the lab's own, [Lab.Outside], which also stands for the rest of the world.
 //
-// A virtual node ([Config.Virtual]) has a kernel of its own, user-mode Linux 6.1, which runs in such namespaces. It
-// has what the machine's kernel may lack (ESP, IPVS, NFS, VLANs) and is slow: every system call of its processes
-// takes several of the machine's. Tests treat both alike.
+// A virtual node ([Config.Virtual]) has a kernel of its own, Debian's, which an emulator runs in such namespaces. It
+// has what the machine's kernel may lack (ESP, IPVS, NFS, VLANs) and is slow: each instruction of its processes takes
+// about ten of the machine's. Tests treat both alike.
 //
 // Each node's first process is the init of its PID namespace and waits for the end of a pipe that the lab's maker
 // holds. So whatever way the maker ends, the kernel ends every process of the node with it, and the node's mounts

@@ -13,8 +13,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/netdriver/netdriver/test/e2e/lab/guest"
 )
 
@@ -22,10 +20,13 @@ import (
 type Kernel struct {
 	// Memory in MiB; 0 means DefaultMemory.
 	Memory int
+	// CPU is what QEMU is to emulate, empty: DefaultCPU. Without AES instructions it is "max,aes=off".
+	CPU string
 	// Modules are loaded at boot besides those that every node needs, for example nfsd or fuse. Most others the
 	// kernel loads by itself when they are used.
 	Modules []string
-	// Without are modules that cannot be loaded, for a node that lacks something, for example esp4.
+	// Without are modules that cannot be loaded, for a node that lacks something, for example esp4. Without nf_tables
+	// the node's iptables is the old one.
 	Without []string
 }
 
@@ -33,14 +34,18 @@ type Kernel struct {
 // used.
 const DefaultMemory = 1024
 
+// DefaultCPU has all that QEMU can emulate, but for the fifth level of page tables, which only costs time.
+const DefaultCPU = "max,la57=off"
+
 // diskSize is the size of a virtual node's disk, in bytes. It is a sparse file, too.
 const diskSize = 4 << 30
 
 // kernelLimit is how long a virtual node may take to boot, with two others booting at its side.
 const kernelLimit = 120 * time.Second
 
-// kernelProgram is user-mode Linux: a kernel that is an ordinary program.
-const kernelProgram = "linux.uml"
+// emulator runs a virtual node: QEMU, which translates the code of the kernel and its processes (TCG). It needs no
+// support by the machine's CPU or kernel.
+const emulator = "qemu-system-x86_64"
 
 // agentPackage is the program that a virtual node runs as its first process.
 const agentPackage = "github.com/netdriver/netdriver/test/e2e/lab/agent"
@@ -73,7 +78,7 @@ func (c Config) kernel(number int) *Kernel {
 	return nil
 }
 
-// buildAgent builds the program that virtual nodes run, if there are any.
+// buildAgent builds the program that virtual nodes run, and what their kernels start from, if there are any.
 func (l *Lab) buildAgent(ctx context.Context) error {
 	if !slices.ContainsFunc(l.Nodes, (*Node).virtual) {
 		return nil
@@ -83,7 +88,7 @@ func (l *Lab) buildAgent(ctx context.Context) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", agentPackage, err, out)
 	}
-	return nil
+	return l.packRoot(ctx)
 }
 
 func (l *Lab) agent() string { return filepath.Join(l.Dir, "agent") }
@@ -91,13 +96,12 @@ func (l *Lab) agent() string { return filepath.Join(l.Dir, "agent") }
 // virtual says whether the node has a kernel of its own. Its namespaces are then no more than the kernel's hull.
 func (n *Node) virtual() bool { return n.kernel != nil }
 
-// bootKernel starts the kernel of a node that is plugged, if it has one, and waits until it takes commands. The
-// kernel reads and writes the frames at the hull's two interfaces, so the hull itself has to keep quiet there.
+// bootKernel starts the kernel of a node that is plugged, if it has one, and waits until it takes commands.
 func (n *Node) bootKernel(ctx context.Context) error {
 	if !n.virtual() {
 		return nil
 	}
-	if err := n.layCable(); err != nil {
+	if err := n.layCables(ctx); err != nil {
 		return fmt.Errorf("boot node %s: connect its kernel: %w", n.Name, err)
 	}
 	if err := n.formatDisk(ctx); err != nil {
@@ -109,11 +113,13 @@ func (n *Node) bootKernel(ctx context.Context) error {
 	if err := os.RemoveAll(n.readyFile()); err != nil {
 		return fmt.Errorf("boot node %s: %w", n.Name, err)
 	}
-	cmd := n.outer(context.Background(), n.kernelCommand()...)
-	cmd.Env = append(cmd.Env, "TMPDIR="+n.Dir) // for the file that is its memory
-	machine, err := start(cmd, n.log("kernel"))
+	command, err := n.kernelCommand()
 	if err != nil {
-		return fmt.Errorf("boot node %s: %w (Debian package user-mode-linux)", n.Name, err)
+		return fmt.Errorf("boot node %s: %w", n.Name, err)
+	}
+	machine, err := start(n.outer(context.Background(), command...), n.log("kernel"))
+	if err != nil {
+		return fmt.Errorf("boot node %s: %w (Debian package qemu-system-x86)", n.Name, err)
 	}
 	n.machine = machine
 	ready := func(context.Context) error {
@@ -126,23 +132,31 @@ func (n *Node) bootKernel(ctx context.Context) error {
 	return nil
 }
 
-// kernelCommand is the command line of the node's kernel.
-func (n *Node) kernelCommand() []string {
-	// Without gro=1 a TCP segment that the machine's kernel leaves to be cut up is lost, again and again.
-	const transport = "transport=raw,depth=128,gro=1"
-	number := n.Addr.AsSlice()[len(n.Addr.AsSlice())-1]
-	return []string{
-		kernelProgram, fmt.Sprintf("mem=%dM", cmp.Or(n.kernel.Memory, DefaultMemory)),
-		"umid=" + n.Name, "uml_dir=" + n.Dir + "/uml/",
-		"root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "ubda=" + n.disk(),
-		"init=" + n.lab.agent(), guest.SettingsVariable + "=" + n.settingsFile(),
-		// An interface takes an MTU beyond Ethernet's from here only.
-		fmt.Sprintf("vec0:%s,ifname=eth0,mtu=%d,mac=02:99:00:00:00:%02x", transport, n.lab.config.MTU, number),
-		fmt.Sprintf("vec1:%s,ifname=mgmt1,mac=02:98:00:00:00:%02x", transport, number),
-		"devtmpfs.mount=0",   // it would hide the lab in /dev/shm
-		"pty.legacy_count=0", // 512 devices, seconds to make
-		"con=null", "con0=null,fd:1", "ssl=null", "quiet",
+// kernelCommand is the command line of the node's emulator. One CPU: a second one that waits for the first takes the
+// machine's time from it.
+func (n *Node) kernelCommand() ([]string, error) {
+	version, err := kernelVersion()
+	if err != nil {
+		return nil, err
 	}
+	number := n.Addr.AsSlice()[len(n.Addr.AsSlice())-1]
+	share := "local,security_model=none,multidevs=remap,"
+	return []string{
+		emulator, "-accel", "tcg", "-cpu", cmp.Or(n.kernel.CPU, DefaultCPU),
+		"-m", fmt.Sprint(cmp.Or(n.kernel.Memory, DefaultMemory)),
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
+		"-kernel", "/boot/vmlinuz-" + version, "-initrd", n.lab.packedRoot(),
+		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 mitigations=off %s=%s", guest.SettingsVariable, n.settingsFile()),
+		"-fsdev", share + "id=machine,readonly=on,path=/",
+		"-device", "virtio-9p-pci,fsdev=machine,mount_tag=" + guest.MachineTag,
+		"-fsdev", share + "id=lab,path=" + n.lab.Dir,
+		"-device", "virtio-9p-pci,fsdev=lab,mount_tag=" + guest.SharedTag,
+		"-drive", "if=virtio,format=raw,cache=unsafe,file=" + n.disk(),
+		"-netdev", "tap,id=underlay,script=no,downscript=no,ifname=" + underlayTap,
+		"-device", fmt.Sprintf("virtio-net-pci,netdev=underlay,romfile=,mac=02:99:00:00:00:%02x", number),
+		"-netdev", "tap,id=manage,script=no,downscript=no,ifname=" + manageTap,
+		"-device", fmt.Sprintf("virtio-net-pci,netdev=manage,romfile=,mac=02:98:00:00:00:%02x", number),
+	}, nil
 }
 
 // settings is what the node's first process is told.
@@ -151,6 +165,7 @@ func (n *Node) settings() guest.Settings {
 	return guest.Settings{
 		Name:    n.Name,
 		Address: netip.PrefixFrom(n.Addr, n.lab.bits()),
+		MTU:     n.lab.config.MTU,
 		Gateway: n.lab.Outside.Addr,
 		Manage:  inside,
 		Path:    n.path(),
@@ -186,33 +201,28 @@ func (n *Node) formatDisk(ctx context.Context) error {
 	return nil
 }
 
-// layCable makes the link over which the node takes commands.
-func (n *Node) layCable() error {
-	handle, err := n.netlink()
-	if err != nil {
-		return err
-	}
-	defer handle.Close()
-	cable := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "mgmt0"}, PeerName: "mgmt1"}
-	if err := handle.LinkAdd(cable); err != nil {
-		return fmt.Errorf("add veth mgmt0: %w", err)
-	}
+// The interfaces of a hull at whose other end is its kernel.
+const (
+	underlayTap = "tap0"
+	manageTap   = "tap1"
+)
+
+// cableScript makes them. What the kernel sends and gets on the underlay passes a bridge to the hull's eth0; the hull
+// itself keeps quiet there.
+const cableScript = `set -e
+for tap in "$0" "$1"; do ip tuntap add dev "$tap" mode tap vnet_hdr; done
+ip link add hull type bridge mcast_snooping 0
+for link in "$0" eth0; do ip link set "$link" mtu "$2" master hull up; done
+ip link set hull up
+ip address add "$3" dev "$1"
+ip link set "$1" up`
+
+// layCables connects the kernel to the underlay, and to the hull, from where it takes commands.
+func (n *Node) layCables(ctx context.Context) error {
 	outside, _ := manage()
-	addr, err := netlink.ParseAddr(outside.String())
-	if err != nil {
-		return err
-	}
-	if err := handle.AddrAdd(cable, addr); err != nil {
-		return err
-	}
-	for _, name := range []string{"mgmt0", "mgmt1", "eth0"} {
-		link, err := handle.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		if err := handle.LinkSetUp(link); err != nil {
-			return fmt.Errorf("set %s up: %w", name, err)
-		}
+	cmd := n.outer(ctx, "sh", "-c", cableScript, underlayTap, manageTap, fmt.Sprint(n.lab.config.MTU), outside.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
 	}
 	return nil
 }

@@ -7,18 +7,25 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// modulesDir is where Debian's package user-mode-linux has the modules of its kernel, by version.
-const modulesDir = "/usr/lib/uml/modules"
+// The tags of what the machine shares with a node (9p): all its files, read-only, and Settings.Shared.
+const (
+	MachineTag = "machine"
+	SharedTag  = "lab"
+)
 
-// Init is the first process of a virtual node, whose root is the machine's own file system, read-only. It makes an
+// FirstModules is the directory of the modules that are loaded in the order of their names, before there is a root.
+const FirstModules = "modules"
+
+// Init is the first process of a virtual node, which the kernel starts from a file system in memory. It makes an
 // ordinary host of the node, starts `agent serve` in it, and from then on only takes the exit status of orphans.
 func Init() error {
-	settings, err := ReadSettings(os.Getenv(SettingsVariable))
+	settings, err := findRoot(os.Getenv(SettingsVariable))
 	if err != nil {
 		return err
 	}
@@ -27,7 +34,7 @@ func Init() error {
 	if err := prepare(settings); err != nil {
 		return err
 	}
-	server := exec.Command(os.Args[0], "serve", settings.Manage.Addr().String(), settings.Ready)
+	server := exec.Command("/proc/self/exe", "serve", settings.Manage.Addr().String(), settings.Ready)
 	server.Stdout, server.Stderr = os.Stdout, os.Stderr
 	if err := server.Start(); err != nil {
 		return err
@@ -41,19 +48,13 @@ func Init() error {
 
 // prepare does all that comes before the first command.
 func prepare(s Settings) error {
-	var uname unix.Utsname
-	if err := unix.Uname(&uname); err != nil {
-		return err
-	}
-	modules := filepath.Join(modulesDir, unix.ByteSliceToString(uname.Release[:]))
 	for _, step := range []struct {
 		what string
 		do   func() error
 	}{
-		{"make the root writable", func() error { return overlayRoot(modules) }},
 		{"mount file systems", mountAll},
 		{"mount the directory shared with the machine", func() error { return share(s) }},
-		{"choose the kernel's modules", func() error { return chooseModules(modules, s.Without) }},
+		{"choose the kernel's modules", func() error { return chooseModules(s.Without) }},
 		{"set the host name", func() error { return unix.Sethostname([]byte(s.Name)) }},
 		{"configure the network", func() error { return configureNetwork(s) }},
 		{"load modules", func() error { return loadModules(s.Modules) }},
@@ -65,37 +66,51 @@ func prepare(s Settings) error {
 	return nil
 }
 
-// overlayRoot puts a file system in memory over the root, and makes that the root.
-func overlayRoot(modules string) error {
-	if err := mount("proc", "/proc", "proc", 0, ""); err != nil {
-		return err
+// findRoot makes the machine's file system the node's root, below one in memory that takes what is written. It returns
+// the settings, which are in a file there.
+func findRoot(settingsFile string) (Settings, error) {
+	if err := insertModules("/" + FirstModules); err != nil {
+		return Settings{}, err
 	}
-	if err := insertModule(filepath.Join(modules, "kernel/fs/overlayfs/overlay.ko")); err != nil {
-		return err
+	const machine, memory = "/machine", "/memory"
+	root, upper, work := memory+"/root", memory+"/upper", memory+"/work"
+	if err := errors.Join(os.Mkdir(machine, 0o755), os.Mkdir(memory, 0o755)); err != nil {
+		return Settings{}, err
 	}
-	const memory = "/mnt" // any directory that is there
+	// Nothing of the machine's that a node reads changes while it runs, so all may be cached.
+	if err := mount(MachineTag, machine, "9p", unix.MS_RDONLY, share9p+",cache=loose"); err != nil {
+		return Settings{}, err
+	}
+	settings, err := ReadSettings(machine + settingsFile)
+	if err != nil {
+		return Settings{}, err
+	}
 	if err := mount("tmpfs", memory, "tmpfs", 0, "mode=755"); err != nil {
-		return err
+		return Settings{}, err
 	}
-	for _, dir := range []string{"upper", "work", "root"} {
-		if err := os.Mkdir(filepath.Join(memory, dir), 0o755); err != nil {
-			return err
+	for _, dir := range []string{root, upper, work} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return Settings{}, err
 		}
 	}
-	root := filepath.Join(memory, "root")
-	layers := fmt.Sprintf("lowerdir=/,upperdir=%s/upper,workdir=%s/work", memory, memory)
+	layers := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", machine, upper, work)
 	if err := mount("overlay", root, "overlay", 0, layers); err != nil {
-		return err
+		return Settings{}, err
 	}
+	return settings, enter(root)
+}
+
+// enter makes a directory the root. The first file system itself can neither be left by pivot_root(2) nor be unmounted,
+// so the new one is put over it.
+func enter(root string) error {
 	if err := os.Chdir(root); err != nil {
 		return err
 	}
-	// pivot_root(2): with the old root put over the new one, no directory is needed for it.
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("pivot_root: %w", err)
+	if err := mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return err
 	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("detach the old root: %w", err)
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("chroot: %w", err)
 	}
 	return os.Chdir("/")
 }
@@ -112,6 +127,7 @@ func mountAll() error {
 		{"tmpfs", "/run", "mode=755"},
 		{"tmpfs", "/run/lock", "mode=1777"},
 		{"bpf", "/sys/fs/bpf", ""},
+		{"cgroup2", "/sys/fs/cgroup", ""},
 	} {
 		if err := os.MkdirAll(m.dir, 0o755); err != nil {
 			return err
@@ -120,58 +136,29 @@ func mountAll() error {
 			return err
 		}
 	}
-	if err := mountControlGroups("/sys/fs/cgroup"); err != nil {
-		return err
-	}
 	if err := os.MkdirAll("/run/docker/plugins", 0o755); err != nil {
 		return err
 	}
 	return mount("", "/", "", unix.MS_SHARED|unix.MS_REC, "")
 }
 
-// mountControlGroups mounts each controller's hierarchy, of version 1.
-func mountControlGroups(dir string) error {
-	if err := mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
-		return err
-	}
-	table, err := os.ReadFile("/proc/cgroups")
-	if err != nil {
-		return err
-	}
-	hierarchies := []string{"none,name=systemd"}
-	for line := range strings.Lines(string(table)) { // name, hierarchy, number of groups, enabled
-		if f := strings.Fields(line); len(f) == 4 && f[0] != "#subsys_name" && f[3] == "1" {
-			hierarchies = append(hierarchies, f[0])
-		}
-	}
-	for _, options := range hierarchies {
-		_, name, _ := strings.Cut(options, "=")
-		if name == "" {
-			name = options
-		}
-		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
-			return err
-		}
-		if err := mount("cgroup", filepath.Join(dir, name), "cgroup", 0, options); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+// share9p are the options of both mounts of the machine's files: frames as large as QEMU takes them.
+const share9p = "trans=virtio,version=9p2000.L,msize=512000"
 
 // share mounts the shared directory, and the node's disk where directories of it are to be the node's own.
 func share(s Settings) error {
 	if err := os.MkdirAll(s.Shared, 0o755); err != nil {
 		return err
 	}
-	if err := mount("none", s.Shared, "hostfs", 0, s.Shared); err != nil {
+	// Programs in it need mmap; nothing else is cached, since both sides write.
+	if err := mount(SharedTag, s.Shared, "9p", 0, share9p+",cache=mmap"); err != nil {
 		return err
 	}
 	const disk = "/run/disk"
 	if err := os.Mkdir(disk, 0o755); err != nil {
 		return err
 	}
-	if err := mount("/dev/ubda", disk, "ext4", unix.MS_NOATIME, ""); err != nil {
+	if err := mount("/dev/vda", disk, "ext4", unix.MS_NOATIME, ""); err != nil {
 		return err
 	}
 	for _, dir := range s.Kept {
@@ -193,22 +180,18 @@ func mount(source, dir, kind string, flags uintptr, options string) error {
 	return nil
 }
 
-// chooseModules makes modprobe find the running kernel's modules and refuse those that the node is to be without. It
-// also chooses the iptables that this kernel has: its nf_tables knows bridges only.
-func chooseModules(modules string, without []string) error {
-	dir := filepath.Join("/lib/modules", filepath.Base(modules))
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return err
-	}
-	if err := os.Symlink(modules, dir); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
+// chooseModules makes modprobe refuse the modules that the node is to be without. A node without nf_tables gets the
+// iptables that needs none.
+func chooseModules(without []string) error {
 	var refused strings.Builder
 	for _, name := range without {
 		fmt.Fprintf(&refused, "install %s /bin/false\n", name) // modprobe.d(5)
 	}
 	if err := os.WriteFile("/etc/modprobe.d/lab.conf", []byte(refused.String()), 0o644); err != nil {
 		return err
+	}
+	if !slices.Contains(without, "nf_tables") {
+		return nil
 	}
 	for _, name := range []string{"iptables", "ip6tables"} {
 		for _, tool := range []string{"", "-save", "-restore"} {
@@ -224,7 +207,21 @@ func chooseModules(modules string, without []string) error {
 	return nil
 }
 
-// insertModule loads one module that depends on no other.
+// insertModules loads the modules in a directory by their names.
+func insertModules(dir string) error {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if err := insertModule(filepath.Join(dir, file.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// insertModule loads one module, after those that it depends on.
 func insertModule(name string) error {
 	file, err := os.Open(name)
 	if err != nil {

@@ -24,10 +24,10 @@ func configureNetwork(s Settings) error {
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return err
 	}
-	if err := configureLink("vec0", "eth0", s.Address); err != nil {
+	if err := configureLink("eth0", "eth0", s.MTU, s.Address); err != nil {
 		return err
 	}
-	if err := configureLink("vec1", "mgmt0", s.Manage); err != nil {
+	if err := configureLink("eth1", "mgmt0", ethernetMTU, s.Manage); err != nil {
 		return err
 	}
 	if err := netlink.RouteAdd(&netlink.Route{Gw: s.Gateway.AsSlice()}); err != nil {
@@ -36,11 +36,17 @@ func configureNetwork(s Settings) error {
 	return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1\n"), 0o644)
 }
 
-// configureLink renames an interface, gives it its address and sets it up.
-func configureLink(old, name string, address netip.Prefix) error {
+// ethernetMTU is in bytes (IEEE 802.3).
+const ethernetMTU = 1500
+
+// configureLink renames an interface, gives it its MTU and address and sets it up.
+func configureLink(old, name string, mtu int, address netip.Prefix) error {
 	link, err := netlink.LinkByName(old)
 	if err != nil {
 		return fmt.Errorf("%s: %w", old, err)
+	}
+	if err := netlink.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("give %s an MTU of %d: %w", old, mtu, err)
 	}
 	if err := netlink.LinkSetName(link, name); err != nil {
 		return fmt.Errorf("rename %s to %s: %w", old, name, err)

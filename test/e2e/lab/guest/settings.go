@@ -21,6 +21,8 @@ type Settings struct {
 	// Address is that of eth0, on the lab's underlay, and Gateway the default route's.
 	Address netip.Prefix `json:"address"`
 	Gateway netip.Addr   `json:"gateway"`
+	// MTU is the underlay's, in bytes.
+	MTU int `json:"mtu"`
 	// Manage is the address of the interface mgmt0, where the node takes commands on CommandPort.
 	Manage netip.Prefix `json:"manage"`
 	// Path is where programs are looked for.
