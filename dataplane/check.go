@@ -28,6 +28,7 @@ func (n *Network) Sort() {
 	n.FDB = slices.Compact(n.FDB)
 	slices.SortFunc(n.Neighbours, compareNeighbours)
 	n.Neighbours = slices.Compact(n.Neighbours)
+	n.Guard.Sort()
 	slices.SortFunc(n.Services, compareServices)
 	for i := range n.Services {
 		slices.SortFunc(n.Services[i].VIPs, netip.Addr.Compare)
@@ -41,7 +42,7 @@ var ErrWant = errors.New("impossible network")
 // Check says whether n can be wanted: a valid VNI, sorted slices, every entry on a device that is wanted too, one place
 // for each MAC in each table, and no two endpoints whose devices would have the same name. The error wraps ErrWant.
 func (n Network) Check() error {
-	err := errors.Join(vxlan.CheckVNI(n.VNI), n.checkOrder(), n.checkPorts(), n.checkEntries(), n.checkServices())
+	err := errors.Join(vxlan.CheckVNI(n.VNI), n.checkOrder(), n.checkPorts(), n.checkEntries(), n.checkServices(), n.Guard.Check())
 	if err != nil {
 		return fmt.Errorf("%w %s: %w", ErrWant, n.Name, err)
 	}

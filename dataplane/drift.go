@@ -120,6 +120,11 @@ func (p *Plane) Drifted() <-chan vxlan.VNI { return p.drifted }
 // notice takes one event in. It returns the networks that must be read at once: all of them if events were lost.
 func (p *Plane) notice(e Event, suspected map[vxlan.VNI]bool) []vxlan.VNI {
 	if e.Lost {
+		all := p.markAll()
+		p.log.Warn("kernel events were lost; reading every network again", "networks", len(all))
+		return all
+	}
+	if e.Guard {
 		return p.markAll()
 	}
 	n := p.find(e.VNI)
@@ -162,7 +167,6 @@ func (p *Plane) markAll() []vxlan.VNI {
 	for _, n := range all {
 		n.mark()
 	}
-	p.log.Warn("kernel events were lost; reading every network again", "networks", len(all))
 	return slices.Sorted(maps.Keys(all))
 }
 

@@ -24,6 +24,8 @@ type Fake struct {
 	taken       map[vniPort]bool
 	subs        map[chan Event]bool
 	unsupported bool
+	unguarded   bool
+	table       bool // the packet filter's, which all networks share
 	runs        []Op
 	// places says where each MAC was put last, so that moving one needs no search; the entry may be gone meanwhile.
 	places map[vxlan.VNI]map[fdbKey]FDBEntry
@@ -91,6 +93,7 @@ func (n *Network) clone() Network {
 	for i, s := range c.Services {
 		c.Services[i].VIPs, c.Services[i].Backends = slices.Clone(s.VIPs), slices.Clone(s.Backends)
 	}
+	c.Guard = n.Guard.Clone()
 	return c
 }
 
@@ -126,6 +129,7 @@ func (f *Fake) do(op Op) error {
 	n := f.nets[op.VNI]
 	if n == nil {
 		n = &Network{VNI: op.VNI, Name: op.Network}
+		n.Guard.Table = f.table
 	}
 	if op.onEntry() || op.onService() { // of which there are many: no copy of the network for each
 		if err := f.change(n, op); err != nil {
@@ -147,7 +151,7 @@ func (f *Fake) do(op Op) error {
 
 // keep stores n, or forgets it if nothing is left of it.
 func (f *Fake) keep(n *Network) {
-	if n.Bridge.Present || n.VXLAN.Present || len(n.Ports) > 0 {
+	if n.Bridge.Present || n.VXLAN.Present || len(n.Ports) > 0 || !n.Guard.Empty() {
 		f.nets[n.VNI] = n
 	} else {
 		delete(f.nets, n.VNI)
@@ -157,6 +161,8 @@ func (f *Fake) keep(n *Network) {
 // change performs op on n, of which nothing may be there.
 func (f *Fake) change(n *Network, op Op) error {
 	switch op.Verb {
+	case MakeGuard, PutGuard, DelGuard:
+		return f.guard(n, op)
 	case AddBridge, AddVXLAN, AddPort:
 		return f.add(n, op)
 	case DelLink:

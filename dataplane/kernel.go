@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -23,6 +24,10 @@ type Kernel interface {
 	Events(ctx context.Context) (<-chan Event, error)
 	// Balances says why services cannot be balanced here; nil if they can. The error wraps balance.ErrUnsupported.
 	Balances() error
+	// Guards says why containers' ports cannot be guarded here; nil if they can. The error wraps guard.ErrUnsupported.
+	Guards() error
+	// Drops returns what the packet filter dropped at the ports of a network, by port.
+	Drops(ctx context.Context, v vxlan.VNI) ([]guard.Drops, error)
 	// Counts returns what was balanced in a network, by backend.
 	Counts(ctx context.Context, v vxlan.VNI) ([]balance.Count, error)
 	// Close gives up the sockets; the networks stay.
@@ -48,6 +53,9 @@ type Event struct {
 	FlagsOnly bool
 	// Detached: the event is about the programs that balance alone, which are not on the port any more.
 	Detached bool
+	// Guard: somebody else has changed the packet filter's table, which all networks share: each must be read again. All
+	// else is zero then.
+	Guard bool
 }
 
 // OpError says which operation failed.

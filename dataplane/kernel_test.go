@@ -130,7 +130,9 @@ func TestKernelHasWhatThePlanMade(t *testing.T) {
 		balanced(small, draining(web(10, 1, 3), 3)),
 		balanced(small, db(10, 3), web(11)),
 		balanced(small, db(12, 3, 4)),
-		small,
+		newTestNet("192.0.2.1").local(1, 2).guarded().network(),
+		newTestNet("192.0.2.1").local(2, 3).guarded().network(),
+		with(small, func(n *Network) { n.Guard.Table = true }),
 	}
 	kernels(t, func(t *testing.T, k Kernel) {
 		for _, want := range steps {
@@ -144,7 +146,7 @@ func TestKernelHasWhatThePlanMade(t *testing.T) {
 			expect(t, k, want)
 		}
 		all, err := k.Read(t.Context())
-		if diff := cmp.Diff([]Network{small.asRead()}, all, equal()); diff != "" || err != nil {
+		if diff := cmp.Diff([]Network{steps[len(steps)-1].asRead()}, all, equal()); diff != "" || err != nil {
 			t.Fatalf("%v, reading everything differs (-want +got):\n%s", err, diff)
 		}
 		if err := k.Run(t.Context(), plan(small.asRead(), Network{})); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -32,6 +33,9 @@ type Linux struct {
 	closed    error
 	balancing balancers
 	balances  func() error // tries once
+	// table is nil if the kernel cannot have it, for the reason unguarded.
+	table     *guard.Table
+	unguarded error
 
 	nextIndex   atomic.Int32 // of the device made last; see run.addLink
 	eventBuffer int          // receive buffer of Events, in bytes
@@ -78,7 +82,13 @@ func (l *Linux) open(cfg LinuxConfig) (err error) {
 	if err := inNamespace(l.ours, l.prepare); err != nil {
 		return fmt.Errorf("prepare network namespace %s: %w", path, err)
 	}
-	err = inNamespace(l.host, func() (err error) { l.hostLinks, err = openRoute(); return err })
+	if err := inNamespace(l.host, func() (err error) { l.hostLinks, err = openRoute(); return err }); err != nil {
+		return err
+	}
+	l.table, err = guard.Open(l.ours)
+	if errors.Is(err, guard.ErrUnsupported) {
+		l.unguarded, err = err, nil
+	}
 	return err
 }
 
@@ -155,6 +165,9 @@ func (l *Linux) close() error {
 		if s != nil {
 			errs = append(errs, s.Close())
 		}
+	}
+	if l.table != nil {
+		errs = append(errs, l.table.Close())
 	}
 	l.balancing.mu.Lock()
 	defer l.balancing.mu.Unlock()

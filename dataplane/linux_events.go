@@ -44,6 +44,7 @@ func (l *Linux) Events(ctx context.Context) (<-chan Event, error) {
 	var senders sync.WaitGroup
 	senders.Go(func() { w.kernel.watchPrograms(ctx, w.send) })
 	senders.Go(func() { defer stop(); w.follow(ctx, f) })
+	senders.Go(func() { w.kernel.watchTable(ctx, w.send) })
 	go func() { senders.Wait(); close(out) }()
 	return out, nil
 }

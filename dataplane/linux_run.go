@@ -33,6 +33,7 @@ func (l *Linux) Run(ctx context.Context, ops []Op) error {
 		}
 	}
 	r.flush()
+	r.flushGuards()
 	r.announce()
 	return errors.Join(r.errs...)
 }
@@ -46,6 +47,8 @@ type run struct {
 	index  map[string]int32 // devices of our namespace by name
 	failed failedDevices
 	errs   []error
+	// guards are changes of the packet filter, sent after the messages.
+	guards []Op
 	// news are announcements, sent when all else is in the kernel.
 	news []Op
 }
@@ -84,6 +87,8 @@ func (r *run) add(op Op) {
 		r.news = append(r.news, op)
 	case PutBackend, PutVIP, Attach, DelVIP, DelBackend, Detach:
 		err = r.balance(op)
+	case MakeGuard, PutGuard, DelGuard:
+		err = r.guard(op)
 	default:
 		err = r.addEntry(op)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -25,11 +26,14 @@ const (
 	PutBackend   // add a backend of a service, or change whether it drains
 	PutVIP       // balance new flows to a virtual address over these backends from now on
 	Attach       // put the programs that balance on a port
+	MakeGuard    // make the packet filter's table, which all networks share
+	PutGuard     // put into the table what belongs to the network
 	DelFDB
 	DelNeighbour
 	DelVIP
 	DelBackend // its open flows end
 	Detach
+	DelGuard
 	DelLink // with all entries on the device
 )
 
@@ -56,6 +60,8 @@ type Op struct {
 	Service  string
 	Draining bool
 	Backends string
+	// Guard is the change that the verbs of that name make.
+	Guard guard.Change
 }
 
 // String returns the command that does the same inside our namespace, which it calls "netdriver"; "host" stands for the
@@ -85,6 +91,8 @@ func (o Op) String() string {
 		return fmt.Sprintf("ip link set %s up", o.Device)
 	case DelLink:
 		return fmt.Sprintf("ip link del %s", o.Device)
+	case MakeGuard, PutGuard, DelGuard:
+		return o.Guard.String()
 	}
 	return o.entryString()
 }

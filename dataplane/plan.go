@@ -3,6 +3,7 @@ package dataplane
 import (
 	"slices"
 
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -12,6 +13,8 @@ import (
 // these, and two devices with one VNI and port cannot exist, so it goes first and all on it is made again.
 func plan(have, want Network) []Op {
 	p := planner{have: have, want: settled(have, want)}
+	filter := guard.Plan(p.on(0, "", "").VNI, p.have.Guard, p.want.Guard)
+	p.guard(MakeGuard, filter.Make)
 	p.have.FDB = slices.DeleteFunc(slices.Clone(have.FDB), p.goesAnyway)
 	if !have.Bridge.Present || !want.Bridge.Present { // the bridge's neighbours go with it
 		p.have.Neighbours = nil
@@ -22,21 +25,37 @@ func plan(have, want Network) []Op {
 	slices.Reverse(p.dels)
 	p.entries()
 	p.services()
-	return append(p.ops, p.dels...)
+	p.guard(PutGuard, filter.Put)
+	return slices.Concat(p.ops, p.guarded(DelGuard, filter.Del), p.dels)
+}
+
+// guard plans changes of the packet filter's table.
+func (p *planner) guard(v Verb, changes []guard.Change) {
+	p.ops = append(p.ops, p.guarded(v, changes)...)
+}
+
+func (p *planner) guarded(v Verb, changes []guard.Change) []Op {
+	ops := make([]Op, len(changes))
+	for i, c := range changes {
+		ops[i] = p.on(v, "", "")
+		ops[i].Guard = c
+	}
+	return ops
 }
 
 // settled returns want as it can be: without ports to adopt that are not there, and without their entries; and with
 // what follows from the services.
 func settled(have, want Network) Network {
-	missing := map[string]bool{}
+	missing, devices := map[string]bool{}, map[string]bool{}
 	merge(have.Ports, want.Ports, comparePorts, func(h, w *Port) {
 		if w != nil && w.Adopt && h == nil {
-			missing[w.Endpoint] = true
+			missing[w.Endpoint], devices[PortName(w.Endpoint)] = true, true
 		}
 	})
 	if len(missing) > 0 {
 		want.Ports = slices.DeleteFunc(slices.Clone(want.Ports), func(p Port) bool { return missing[p.Endpoint] })
 		want.FDB = slices.DeleteFunc(slices.Clone(want.FDB), func(e FDBEntry) bool { return missing[e.Port] })
+		want.Guard = want.Guard.Without(func(port string) bool { return devices[port] })
 	}
 	return want.balanced()
 }

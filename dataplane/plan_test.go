@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -65,6 +66,19 @@ func (n *testNet) peer(vtep string, ids ...int) *testNet {
 	for _, i := range ids {
 		n.FDB = append(n.FDB, FDBEntry{MAC: endpointMAC(i), VTEP: to}, FDBEntry{MAC: endpointMAC(i)})
 		n.neighbour(i)
+	}
+	return n
+}
+
+// guarded lets the local endpoints send from their MAC and address, and from an IPv6 one.
+func (n *testNet) guarded() *testNet {
+	n.Guard.Table = true
+	for _, e := range n.FDB {
+		for i := range 100 {
+			if e.Port == endpointID(i) {
+				n.Guard.AddEndpoint(guard.Port{Name: PortName(e.Port)}, e.MAC, endpointIP(i), insideIP6(i))
+			}
+		}
 	}
 	return n
 }
@@ -120,6 +134,14 @@ func TestPlanPrintsTheCommandsAnEngineerWouldType(t *testing.T) {
 			n.Ports[0].Enslaved, n.Ports[1].Enslaved = false, false
 		}), full},
 		{"remove", there, Network{}},
+		{"create-guarded", Network{}, newTestNet("192.0.2.1").local(1).guarded().network()},
+		{"guard-lost", there, newTestNet("192.0.2.1").local(1, 2).peer("192.0.2.2", 3, 4).peer("192.0.2.3", 5).guarded().network()},
+		{"guarded-endpoint-added", newTestNet("192.0.2.1").local(1).guarded().network().asRead(),
+			newTestNet("192.0.2.1").local(1, 2).guarded().network()},
+		{"guarded-endpoint-removed", newTestNet("192.0.2.1").local(1, 2).guarded().network().asRead(),
+			newTestNet("192.0.2.1").local(1).guarded().network()},
+		{"adopted-port-is-not-guarded", newTestNet("192.0.2.1").guarded().network().asRead(),
+			with(newTestNet("192.0.2.1").local(1).guarded().network(), func(n *Network) { n.Ports[0].Adopt = true })},
 		{"first-service", there, balanced(full, web(10, 2, 3))},
 		{"second-service", balanced(there, web(10, 2, 3)).asRead(),
 			balanced(full, db(11, 4), web(10, 2, 3))},
@@ -208,6 +230,10 @@ func anyNetwork() *rapid.Generator[Network] {
 			}
 		}
 		n.Services = anyServices(t)
+		n.Guard.Table = true // it stays, wanted or not
+		if rapid.Bool().Draw(t, "guarded") {
+			n.guarded()
+		}
 		return n.network()
 	})
 }
@@ -272,7 +298,7 @@ func mustRun(t interface{ Fatal(...any) }, f *Fake, ops []Op) {
 // disturb removes a device or an entry, or adds an entry.
 func disturb(t *rapid.T, f *Fake, n Network) {
 	op := Op{VNI: n.VNI}
-	switch rapid.IntRange(0, 4).Draw(t, "disturbance") {
+	switch rapid.IntRange(0, 5).Draw(t, "disturbance") {
 	case 0:
 		op.Verb, op.Device = DelLink, VXLANName(n.VNI)
 	case 1:
@@ -280,6 +306,9 @@ func disturb(t *rapid.T, f *Fake, n Network) {
 	case 2:
 		op.Verb, op.Device = PutFDB, VXLANName(n.VNI)
 		op.MAC, op.VTEP = endpointMAC(3), netip.MustParseAddr("192.0.2.77")
+	case 5:
+		f.DropTable()
+		return
 	case 4:
 		f.Change(n.VNI, func(n *Network) {
 			for i := range n.Ports {

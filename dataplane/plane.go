@@ -16,11 +16,12 @@ import (
 // among 10,000 endpoints costs no reading; it reads again what an event, an error or Refresh made doubtful. Different
 // networks are applied in parallel. All methods may be called at any time from any goroutine.
 type Plane struct {
-	kernel  Kernel
-	log     *slog.Logger
-	warned  sync.Once // that services cannot be balanced
-	drifted chan vxlan.VNI
-	counts  counts
+	kernel      Kernel
+	log         *slog.Logger
+	warned      sync.Once // that services cannot be balanced
+	warnedGuard sync.Once // that ports cannot be guarded
+	drifted     chan vxlan.VNI
+	counts      counts
 
 	mu   sync.Mutex
 	nets map[vxlan.VNI]*network

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -20,11 +21,30 @@ func (p *Plane) possible(want Network) Network {
 			want.Services = nil
 		}
 	}
+	if err := p.kernel.Guards(); err != nil && want.Guard.Table {
+		p.warnedGuard.Do(func() {
+			p.log.Warn("containers on this node can use each other's addresses: nothing judges what they send", "error", err)
+		})
+		want.Guard = guard.Network{}
+	}
 	return want.balanced()
 }
 
 // Balances says why services cannot be balanced on this node; nil if they can. The error wraps balance.ErrUnsupported.
 func (p *Plane) Balances() error { return p.kernel.Balances() }
+
+// Guards says why containers' ports cannot be guarded on this node; nil if they can. The error wraps
+// guard.ErrUnsupported.
+func (p *Plane) Guards() error { return p.kernel.Guards() }
+
+// Drops returns what the packet filter dropped at the local ports of a network, sorted by port.
+func (p *Plane) Drops(ctx context.Context, v vxlan.VNI) ([]guard.Drops, error) {
+	drops, err := p.kernel.Drops(ctx, v)
+	if err != nil {
+		return nil, fmt.Errorf("read the counters of the packet filter: %w", err)
+	}
+	return drops, nil
+}
 
 // Counts returns what clients on this node have sent to the backends of a network's services, sorted by address. It is
 // empty if nothing is balanced.

@@ -8,6 +8,7 @@ package dataplane
 import (
 	"net/netip"
 
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -28,6 +29,8 @@ type Network struct {
 	Neighbours []Neighbour
 	// Services are balanced at the local ports; sorted by ID. A service without VIP is not here.
 	Services []Service
+	// Guard is what the packet filter knows of the network: which frames the local ports may send, and to whom.
+	Guard guard.Network
 }
 
 // Service is one service's virtual addresses and what stands behind them.

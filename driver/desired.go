@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/store"
 )
 
@@ -37,6 +38,7 @@ func desired(
 		},
 		FDB:        append(make([]dataplane.FDBEntry, 0, len(nw.Members)+2*len(endpoints)), flood(me, nw, nodes)...),
 		Neighbours: make([]dataplane.Neighbour, 0, len(endpoints)),
+		Guard:      guard.Network{Table: true},
 	}
 	var local []store.Endpoint
 	for _, k := range distinct(endpoints) {
@@ -51,6 +53,7 @@ func desired(
 	for _, e := range local {
 		addLocal(&out, e)
 	}
+	out.Guard.Sort()
 	out.Services = balanced(me, services, endpoints)
 	slices.SortFunc(out.Neighbours, func(a, b dataplane.Neighbour) int { return a.Address.Compare(b.Address) })
 	out.Neighbours = resolved(out.Neighbours, endpoints)
@@ -82,6 +85,7 @@ func addLocal(out *dataplane.Network, e store.Endpoint) {
 	})
 	out.FDB = append(out.FDB, dataplane.FDBEntry{MAC: e.MAC, Port: e.ID})
 	addNeighbours(out, e)
+	out.Guard.AddEndpoint(guard.Port{Name: dataplane.PortName(e.ID)}, e.MAC, e.Addrs()...)
 }
 
 // addRemote adds an endpoint of another node: behind the VXLAN device in the bridge's table, at vtep in the device's

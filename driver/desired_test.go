@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -60,6 +61,10 @@ func TestDesiredHasAPortForEachLocalEndpointAndThreeEntriesForEachRemoteOne(t *t
 		},
 		Neighbours: []dataplane.Neighbour{
 			{Address: addr("10.10.0.2"), MAC: mac(2)}, {Address: addr("10.10.0.3"), MAC: mac(3)}, {Address: addr("10.10.0.4"), MAC: mac(4)},
+		},
+		Guard: guard.Network{
+			Table: true, Ports: []guard.Port{{Name: "ndpen1"}},
+			Sources: []guard.Source{{Port: "ndpen1", MAC: mac(2), Address: addr("10.10.0.2")}},
 		},
 	}
 	if diff := cmp.Diff(want, desired(me, nw, nodes, endpoints, nil), equal()); diff != "" {
