@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/internal/netlink"
 )
 
 // reuse lets a source port be used for several destinations.
@@ -207,7 +208,7 @@ func (c *cluster) programs(t *testing.T) (ids []ebpf.ProgramID) {
 		t.Fatal(err)
 	}
 	b := c.a.kernel.balancing.all[testVNI]
-	err = inNamespace(c.a.kernel.ours, func() (err error) { ids, err = b.Programs(int(port.index)); return err })
+	err = netlink.In(c.a.kernel.ours, func() (err error) { ids, err = b.Programs(int(port.index)); return err })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +268,7 @@ func (c *cluster) strip(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := c.a.kernel.balancing.all[testVNI]
-	if err := inNamespace(c.a.kernel.ours, func() error { return b.Detach(int(port.index)) }); err != nil {
+	if err := netlink.In(c.a.kernel.ours, func() error { return b.Detach(int(port.index)) }); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/internal/netlink"
 )
 
 // The virtual addresses of the tests' service and the port that its tasks listen on.
@@ -92,7 +94,7 @@ func (p *pair) within(i int, f func() error) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return inNamespace(fd, f)
+	return netlink.In(fd, f)
 }
 
 // listen starts the servers of container i: TCP says who it is and whom it sees, then echoes; UDP answers with its name

@@ -9,8 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
+	vish "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/internal/netlink"
 )
 
 // many is the number of remote endpoints of the benchmarks; each has three entries.
@@ -48,7 +50,7 @@ func BenchmarkProgram(b *testing.B) {
 		ours += time.Since(start)
 		must(h.kernel.Run(b.Context(), dels))
 		start = time.Now()
-		must(inNamespace(h.kernel.ours, func() error { return oneByOne(adds) }))
+		must(netlink.In(h.kernel.ours, func() error { return oneByOne(adds) }))
 		theirs += time.Since(start)
 		must(h.kernel.Run(b.Context(), dels))
 	}
@@ -62,24 +64,24 @@ func oneByOne(ops []Op) error {
 	index := map[string]int{}
 	for _, op := range ops {
 		if index[op.Device] == 0 {
-			l, err := netlink.LinkByName(op.Device)
+			l, err := vish.LinkByName(op.Device)
 			if err != nil {
 				return err
 			}
 			index[op.Device] = l.Attrs().Index
 		}
-		n := netlink.Neigh{LinkIndex: index[op.Device], HardwareAddr: op.MAC.HardwareAddr(), Family: unix.AF_BRIDGE}
-		set := netlink.NeighSet
+		n := vish.Neigh{LinkIndex: index[op.Device], HardwareAddr: op.MAC.HardwareAddr(), Family: unix.AF_BRIDGE}
+		set := vish.NeighSet
 		switch {
 		case op.Verb == PutNeighbour:
-			n.Family, n.State, n.IP = unix.AF_INET, netlink.NUD_PERMANENT, op.Address.AsSlice()
+			n.Family, n.State, n.IP = unix.AF_INET, vish.NUD_PERMANENT, op.Address.AsSlice()
 		case op.VTEP.IsValid():
-			n.Flags, n.State, n.IP = netlink.NTF_SELF, netlink.NUD_PERMANENT, op.VTEP.AsSlice()
+			n.Flags, n.State, n.IP = vish.NTF_SELF, vish.NUD_PERMANENT, op.VTEP.AsSlice()
 			if op.MAC.IsZero() {
-				set = netlink.NeighAppend
+				set = vish.NeighAppend
 			}
 		default:
-			n.Flags, n.State = netlink.NTF_MASTER, netlink.NUD_NOARP
+			n.Flags, n.State = vish.NTF_MASTER, vish.NUD_NOARP
 		}
 		if err := set(&n); err != nil {
 			return fmt.Errorf("%s: %w", op, err)

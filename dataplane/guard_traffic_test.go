@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -90,7 +91,7 @@ func open(t *testing.T, ns string) wire {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	err = inNamespace(fd, func() (err error) {
+	err = netlink.In(fd, func() (err error) {
 		const all = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL<<8&0xff00 // in network byte order
 		if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, all); err != nil {
 			return err

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -368,10 +369,10 @@ func TestUnderlaySocketStaysWithTheHost(t *testing.T) {
 		}
 		return err
 	}
-	if err := inNamespace(h.kernel.host, listen); !errors.Is(err, unix.EADDRINUSE) {
+	if err := netlink.In(h.kernel.host, listen); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("the VXLAN port in the host's namespace: %v, want it to be in use", err)
 	}
-	if err := inNamespace(h.kernel.ours, listen); err != nil {
+	if err := netlink.In(h.kernel.ours, listen); err != nil {
 		t.Errorf("the VXLAN port in our namespace: %v, want it to be free", err)
 	}
 }
@@ -379,7 +380,7 @@ func TestUnderlaySocketStaysWithTheHost(t *testing.T) {
 func TestUDPPortOfAnotherProgramIsNamed(t *testing.T) {
 	h := newHost(t)
 	var c *net.UDPConn
-	err := inNamespace(h.kernel.host, func() (err error) {
+	err := netlink.In(h.kernel.host, func() (err error) {
 		c, err = net.ListenUDP("udp4", &net.UDPAddr{Port: int(vxlan.DefaultPort)})
 		return err
 	})

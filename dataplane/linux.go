@@ -65,12 +65,8 @@ func OpenLinux(cfg LinuxConfig) (*Linux, error) {
 }
 
 func (l *Linux) open(cfg LinuxConfig) (err error) {
-	host := cfg.HostNetNS
-	if host == "" {
-		host = "/proc/self/ns/net" // of the main thread, whichever thread asks
-	}
-	if l.host, err = unix.Open(host, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-		return fmt.Errorf("open the host's network namespace %s: %w", host, err)
+	if l.host, err = netlink.Namespace(cfg.HostNetNS); err != nil {
+		return fmt.Errorf("find the host's: %w", err)
 	}
 	path := NamespaceIn(cfg.RunDir)
 	if l.ours, err = openNamespace(path, cfg.Log); err != nil {
@@ -79,10 +75,10 @@ func (l *Linux) open(cfg LinuxConfig) (err error) {
 	if err := different(l.ours, l.host); err != nil {
 		return fmt.Errorf("use network namespace %s: %w", path, err)
 	}
-	if err := inNamespace(l.ours, l.prepare); err != nil {
+	if err := netlink.In(l.ours, l.prepare); err != nil {
 		return fmt.Errorf("prepare network namespace %s: %w", path, err)
 	}
-	if err := inNamespace(l.host, func() (err error) { l.hostLinks, err = openRoute(); return err }); err != nil {
+	if err := netlink.In(l.host, func() (err error) { l.hostLinks, err = openRoute(); return err }); err != nil {
 		return err
 	}
 	l.table, err = guard.Open(l.ours)

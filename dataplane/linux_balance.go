@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -42,7 +43,7 @@ func (l *Linux) Balances() error { return l.balances() }
 
 // probeBalancing is tried once, on the loopback device of our namespace.
 func (l *Linux) probeBalancing() error {
-	return inNamespace(l.ours, func() error { return balance.Supported(loopback) })
+	return netlink.In(l.ours, func() error { return balance.Supported(loopback) })
 }
 
 // port is a local port's device.
@@ -88,7 +89,7 @@ func (l *Linux) balancer(v vxlan.VNI, ports []portDevice) (*balancer, error) {
 func (l *Linux) inBalancing(f func() error) error {
 	l.balancing.mu.Lock()
 	defer l.balancing.mu.Unlock()
-	return inNamespace(l.ours, f)
+	return netlink.In(l.ours, f)
 }
 
 // readServices adds to the networks what is balanced in them.

@@ -23,7 +23,7 @@ const eventBacklog = 1024
 // Events implements Kernel.
 func (l *Linux) Events(ctx context.Context) (<-chan Event, error) {
 	var f *os.File
-	err := inNamespace(l.ours, func() (err error) {
+	err := netlink.In(l.ours, func() (err error) {
 		f, err = netlink.Subscribe(unix.NETLINK_ROUTE, l.eventBuffer, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH)
 		return err
 	})

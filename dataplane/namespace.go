@@ -9,9 +9,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/internal/netlink"
 )
 
 // nsfsMagic is what statfs says of a namespace's file (NSFS_MAGIC of linux/magic.h).
@@ -30,7 +31,7 @@ func openNamespace(path string, log *slog.Logger) (int, error) {
 		return -1, fmt.Errorf("make the file for our network namespace: %w", err)
 	}
 	f.Close() // opened for its creation only
-	err = onThread(func() error {
+	err = netlink.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make a network namespace: %w", err)
 		}
@@ -86,38 +87,6 @@ func different(ours, host int) error {
 		return errors.New("it is the host's own; unmount and remove that file and start again")
 	}
 	return nil
-}
-
-// onThread runs f on a thread that is its own meanwhile, in the network namespace that it was in and is put back into.
-// A thread that cannot be put back is given up.
-func onThread(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			runtime.UnlockOSThread()
-			done <- fmt.Errorf("open this thread's network namespace: %w", err)
-			return
-		}
-		err = f()
-		if back := unix.Setns(home, unix.CLONE_NEWNET); back == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- errors.Join(err, unix.Close(home))
-	}()
-	return <-done
-}
-
-// inNamespace runs f on a thread in the network namespace ns. Only sockets and settings are opened so; the sockets stay
-// bound to ns for whoever uses them.
-func inNamespace(ns int, f func() error) error {
-	return onThread(func() error {
-		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter a network namespace: %w", err)
-		}
-		return f()
-	})
 }
 
 // settings sets up the calling thread's namespace: nothing is forwarded in it and no device in it has an address.

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -94,7 +95,7 @@ type sniffer struct{ arp, solicit, all atomic.Int64 }
 func sniff(t *testing.T, h *host, v6 bool) *sniffer {
 	t.Helper()
 	var fd int
-	err := inNamespace(h.kernel.host, func() (err error) {
+	err := netlink.In(h.kernel.host, func() (err error) {
 		const all = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL<<8&0xff00 // in network byte order
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, all)
 		return err
@@ -241,7 +242,7 @@ func udp(t *testing.T, p *pair, from, to int, group string) (send func(size int)
 			t.Fatal(err)
 		}
 		defer unix.Close(fd)
-		if err := inNamespace(fd, f); err != nil {
+		if err := netlink.In(fd, f); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -48,6 +48,9 @@ func allowed() map[string][]string {
 		"internal/control":  {"diag", "internal/local"},
 		"internal/local":    {},
 		"internal/metrics":  {"dataplane", "dataplane/balance", "driver"},
+		"internal/nettest":  {},
+
+		"dataplane/firewall": {"internal/netlink"},
 	}
 }
 

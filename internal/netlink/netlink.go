@@ -62,6 +62,9 @@ func (m *Message) Nest(kind uint16, inside func()) {
 	binary.NativeEndian.PutUint16(m.b[start:], uint16(len(m.b)-start))
 }
 
+// Buffer returns what has been appended, for a part that is no message of its own.
+func (m *Message) Buffer() []byte { return m.b }
+
 // Finish sets the length of the message that started at offset start and returns the whole buffer.
 func (m *Message) Finish(start int) []byte {
 	binary.NativeEndian.PutUint32(m.b[start:], uint32(len(m.b)-start))
