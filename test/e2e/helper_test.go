@@ -84,11 +84,13 @@ func httpGet(t *testing.T, n *lab.Node, host string, port int) (string, error) {
 	return strings.TrimSpace(body), nil
 }
 
-// eventually tries until do succeeds; the last error ends the test after the limit.
+// eventually tries until do succeeds; the last error ends the test after the limit. Trying takes at most a third of the
+// time: what is waited for needs the CPUs, too.
 func eventually(t *testing.T, limit time.Duration, do func() error) {
 	t.Helper()
 	end := time.Now().Add(limit)
 	for {
+		begin := time.Now()
 		err := do()
 		if err == nil {
 			return
@@ -96,7 +98,7 @@ func eventually(t *testing.T, limit time.Duration, do func() error) {
 		if time.Now().After(end) {
 			t.Fatalf("not within %s: %v", limit, err)
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(min(max(50*time.Millisecond, 2*time.Since(begin)), 2*time.Second))
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 	"github.com/netdriver/netdriver/test/e2e/lab/guest"
 )
 
-// pollEvery is how often a condition that cannot be waited for is looked at.
+// pollEvery is how often a condition that cannot be waited for is looked at; looking takes at most a third of the time.
 const pollEvery = 20 * time.Millisecond
 
 // A process is a long-running program in a node. It is the child of unshare or nsenter: they have to fork to get
@@ -79,12 +79,13 @@ func (p *process) waitFor(ctx context.Context, limit time.Duration, ready func(c
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
+		begin := time.Now()
 		err := ready(ctx)
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-time.After(pollEvery):
+		case <-time.After(max(pollEvery, 2*time.Since(begin))):
 			continue
 		case <-p.done:
 			err = fmt.Errorf("it ended: %v", p.err)
