@@ -17,7 +17,7 @@ import (
 func (s *swarm) leader(asked *lab.Node) *lab.Node {
 	s.t.Helper()
 	var leader *lab.Node
-	eventually(s.t, 60*time.Second, func() error {
+	s.within(60*time.Second, func() error {
 		out, err := asked.Docker(s.t.Context(), "node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}")
 		if err != nil {
 			return err
@@ -54,12 +54,16 @@ func (s *swarm) serves(n *lab.Node, container, service string, tasks int) error 
 
 // A new leader asks its own plugin for everything anew. A refusal there stops the swarm's networks without a word.
 func TestServicesGoOnWhenTheLeaderChanges(t *testing.T) {
-	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
+	servicesGoOnWhenTheLeaderChanges(newSwarm(t, managedDriver, lab.Config{Nodes: 3}))
+}
+
+func servicesGoOnWhenTheLeaderChanges(s *swarm) {
+	t := s.t
 	network := s.network("led", "10.131.1.0/24")
 	last := s.storeNode()
 	s.service(s.Nodes[0], "web", network, 3)
 	client := s.client(last, "client", network)
-	eventually(t, 20*time.Second, func() error { return s.serves(last, client, "web", 3) })
+	s.within(20*time.Second, func() error { return s.serves(last, client, "web", 3) })
 	leases := s.leases(network)
 
 	docker(t, last, "node", "demote", "n1")
@@ -68,7 +72,7 @@ func TestServicesGoOnWhenTheLeaderChanges(t *testing.T) {
 	}
 	docker(t, last, "service", "scale", "--detach", "web=6")
 	s.running(last, "web", 6)
-	eventually(t, 20*time.Second, func() error { return s.serves(last, client, "web", 6) })
+	s.within(20*time.Second, func() error { return s.serves(last, client, "web", 6) })
 	if now := s.leases(network); now != leases+3 {
 		t.Errorf("%d leases after 3 more tasks, before %d", now, leases)
 	}
@@ -79,7 +83,7 @@ func TestServicesGoOnWhenTheLeaderChanges(t *testing.T) {
 	docker(t, last, "node", "promote", "n1")
 	docker(t, last, "service", "scale", "--detach", "web=3")
 	s.running(last, "web", 3)
-	eventually(t, 60*time.Second, func() error {
+	s.within(60*time.Second, func() error {
 		if now := s.leases(network); now != leases {
 			return fmt.Errorf("%d leases with 3 tasks, before %d", now, leases)
 		}
@@ -90,19 +94,23 @@ func TestServicesGoOnWhenTheLeaderChanges(t *testing.T) {
 // A host that loses its power loses its tasks, which Swarm starts elsewhere: there they are reached at once. When it is
 // back, nothing of its old tasks answers or keeps an address.
 func TestTasksOfALostNodeAreReachedAtTheirNewPlaceAndTheNodeReturnsClean(t *testing.T) {
-	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
+	tasksOfALostNodeAreReachedAtTheirNewPlaceAndTheNodeReturnsClean(newSwarm(t, managedDriver, lab.Config{Nodes: 3}))
+}
+
+func tasksOfALostNodeAreReachedAtTheirNewPlaceAndTheNodeReturnsClean(s *swarm) {
+	t := s.t
 	network := s.network("lost", "10.131.2.0/24")
 	last, lost := s.storeNode(), s.Nodes[1]
 	docker(t, s.Nodes[0], "swarm", "update", "--dispatcher-heartbeat", "1s")
 	s.service(s.Nodes[0], "web", network, 3)
 	client := s.client(last, "client", network)
-	eventually(t, 20*time.Second, func() error { return s.serves(last, client, "web", 3) })
+	s.within(20*time.Second, func() error { return s.serves(last, client, "web", 3) })
 	leases := s.leases(network)
 
 	if err := lost.PowerOff(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, tasksLimit, func() error {
+	s.within(tasksLimit, func() error {
 		tasks, err := s.tasks(last, "web")
 		if err != nil {
 			return err
@@ -117,7 +125,7 @@ func TestTasksOfALostNodeAreReachedAtTheirNewPlaceAndTheNodeReturnsClean(t *test
 		}
 		return nil
 	})
-	eventually(t, 2*time.Second, func() error { return s.serves(last, client, "web", 3) })
+	s.within(2*time.Second, func() error { return s.serves(last, client, "web", 3) })
 
 	if err := lost.PowerOn(t.Context()); err != nil {
 		t.Fatal(err)
@@ -129,7 +137,7 @@ func TestTasksOfALostNodeAreReachedAtTheirNewPlaceAndTheNodeReturnsClean(t *test
 	if err := lost.StartDocker(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 90*time.Second, func() error {
+	s.within(90*time.Second, func() error {
 		if now := s.leases(network); now != leases {
 			return fmt.Errorf("%d leases, before the loss %d", now, leases)
 		}
@@ -141,13 +149,17 @@ func TestTasksOfALostNodeAreReachedAtTheirNewPlaceAndTheNodeReturnsClean(t *test
 }
 
 func TestDrainedNodesTasksMoveAndANetworkRemovedMeanwhileIsGoneWhenANodeReturns(t *testing.T) {
-	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
+	drainedNodesTasksMoveAndANetworkRemovedMeanwhileIsGoneWhenANodeReturns(newSwarm(t, managedDriver, lab.Config{Nodes: 3}))
+}
+
+func drainedNodesTasksMoveAndANetworkRemovedMeanwhileIsGoneWhenANodeReturns(s *swarm) {
+	t := s.t
 	network := s.network("drained", "10.131.3.0/24")
 	manager, drained, last := s.Nodes[0], s.Nodes[1], s.storeNode()
 	s.service(manager, "web", network, 3)
 	client := s.client(last, "client", network)
 	docker(t, manager, "node", "update", "--availability", "drain", drained.Name)
-	eventually(t, tasksLimit, func() error {
+	s.within(tasksLimit, func() error {
 		tasks, err := s.tasks(manager, "web")
 		for _, node := range tasks {
 			if node == drained.Name {
@@ -159,11 +171,11 @@ func TestDrainedNodesTasksMoveAndANetworkRemovedMeanwhileIsGoneWhenANodeReturns(
 		}
 		return err
 	})
-	eventually(t, 10*time.Second, func() error { return s.serves(last, client, "web", 3) })
+	s.within(10*time.Second, func() error { return s.serves(last, client, "web", 3) })
 	docker(t, manager, "node", "update", "--availability", "active", drained.Name)
 	docker(t, manager, "service", "update", "--detach", "--force", "--update-parallelism", "0", "web")
 	s.running(manager, "web", 3)
-	eventually(t, 30*time.Second, func() error { return s.leftovers(network, 4) })
+	s.within(30*time.Second, func() error { return s.leftovers(network, 4) })
 
 	// The daemon of one node and its dockerd are away while the network is removed.
 	if err := drained.StopDocker(syscall.SIGKILL); err != nil {
@@ -174,7 +186,7 @@ func TestDrainedNodesTasksMoveAndANetworkRemovedMeanwhileIsGoneWhenANodeReturns(
 	}
 	docker(t, last, "rm", "--force", client)
 	docker(t, manager, "service", "rm", "web")
-	eventually(t, 90*time.Second, func() error {
+	s.within(90*time.Second, func() error {
 		_, err := manager.Docker(t.Context(), "network", "rm", network)
 		return err
 	})
@@ -184,5 +196,41 @@ func TestDrainedNodesTasksMoveAndANetworkRemovedMeanwhileIsGoneWhenANodeReturns(
 	if err := drained.StartDocker(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 3*time.Minute, s.noNetworks)
+	s.within(3*time.Minute, s.noNetworks)
+}
+
+// Five managers and five members of the store: two hosts are lost, and everything goes on, new tasks included.
+func TestASwarmOfFiveLosesTwo(t *testing.T) {
+	s := newGrownSwarm(t, 5)
+	network := s.network("five", "10.131.4.0/24")
+	first, last := s.Nodes[0], s.storeNode()
+	docker(t, first, "swarm", "update", "--dispatcher-heartbeat", "1s")
+	s.service(first, "web", network, 5)
+	client := s.client(last, "client", network)
+	s.reached(last, client, "web", 5)
+
+	for _, lost := range s.Nodes[1:3] {
+		if err := lost.PowerOff(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.within(tasksLimit, func() error {
+		tasks, err := s.tasks(last, "web")
+		if err != nil {
+			return err
+		}
+		alive := map[string]bool{s.Nodes[0].Name: true, s.Nodes[3].Name: true, s.Nodes[4].Name: true}
+		for id, node := range tasks {
+			if !alive[node] {
+				delete(tasks, id)
+			}
+		}
+		if len(tasks) != 5 {
+			return fmt.Errorf("%d tasks on the nodes that are left: %v", len(tasks), tasks)
+		}
+		return nil
+	})
+	s.reached(last, client, "web", 5)
+	docker(t, last, "service", "scale", "--detach", "web=8")
+	s.within(tasksLimit, func() error { return s.serves(last, client, "web", 8) })
 }

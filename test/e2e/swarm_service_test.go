@@ -19,40 +19,47 @@ import (
 func TestServicesAreFoundByTheirNamesOnAllNodes(t *testing.T) {
 	for _, driver := range []string{builtinDriver, managedDriver} {
 		t.Run(strings.ReplaceAll(driver, ":", "-"), func(t *testing.T) {
-			s := newSwarm(t, driver, lab.Config{Nodes: 3})
-			network := s.network("my-net", "10.130.1.0/24")
-			manager := s.Nodes[0]
-			s.service(manager, "my-service", network, 3)
-			s.service(manager, "by-address", network, 2, "--endpoint-mode", "dnsrr")
-			client := s.client(s.Nodes[1], "client", network, "--ip", "10.130.1.200", "--network-alias", "also-client")
-			tasks := lookup(t, s.Nodes[1], client, "tasks.my-service")
-			if len(tasks) != 3 {
-				t.Fatalf("tasks.my-service is %v, want 3 addresses", tasks)
-			}
-			if got := lookup(t, s.Nodes[1], client, "by-address"); len(got) != 2 {
-				t.Errorf("by-address is %v, want 2 addresses", got)
-			}
-			if got := lookup(t, s.Nodes[1], client, "also-client"); len(got) != 1 || got[0] != "10.130.1.200" {
-				t.Errorf("also-client is %v, want 10.130.1.200", got)
-			}
-			seen := map[string]int{}
-			for _, addr := range tasks {
-				by, failed := answers(t, s.Nodes[1], client, addr, 2)
-				if failed > 0 || len(by) != 1 {
-					t.Errorf("task at %s: answers %v, %d failed", addr, by, failed)
-				}
-				for name := range by {
-					seen[name]++
-				}
-			}
-			want := map[string]int{"my-service-1": 1, "my-service-2": 1, "my-service-3": 1}
-			if diff := cmp.Diff(want, seen); diff != "" {
-				t.Errorf("who answered at the tasks' addresses (-want +got):\n%s", diff)
-			}
-			if by, failed := answers(t, s.Nodes[1], client, "by-address", 12); failed > 0 || len(by) != 2 {
-				t.Errorf("by-address: answers %v, %d failed", by, failed)
-			}
+			servicesAreFoundByTheirNamesOnAllNodes(newSwarm(t, driver, lab.Config{Nodes: 3}))
 		})
+	}
+}
+
+func servicesAreFoundByTheirNamesOnAllNodes(s *swarm) {
+	t := s.t
+	network := s.network("my-net", "10.130.1.0/24")
+	manager := s.Nodes[0]
+	s.service(manager, "my-service", network, 3)
+	s.service(manager, "by-address", network, 2, "--endpoint-mode", "dnsrr")
+	client := s.client(s.Nodes[1], "client", network, "--ip", "10.130.1.200", "--network-alias", "also-client")
+	var tasks []string
+	s.within(10*time.Second, func() error {
+		if tasks = lookup(t, s.Nodes[1], client, "tasks.my-service"); len(tasks) != 3 {
+			return fmt.Errorf("tasks.my-service is %v, want 3 addresses", tasks)
+		}
+		return nil
+	})
+	if got := lookup(t, s.Nodes[1], client, "by-address"); len(got) != 2 {
+		t.Errorf("by-address is %v, want 2 addresses", got)
+	}
+	if got := lookup(t, s.Nodes[1], client, "also-client"); len(got) != 1 || got[0] != "10.130.1.200" {
+		t.Errorf("also-client is %v, want 10.130.1.200", got)
+	}
+	seen := map[string]int{}
+	for _, addr := range tasks {
+		by, failed := answers(t, s.Nodes[1], client, addr, 2)
+		if failed > 0 || len(by) != 1 {
+			t.Errorf("task at %s: answers %v, %d failed", addr, by, failed)
+		}
+		for name := range by {
+			seen[name]++
+		}
+	}
+	want := map[string]int{"my-service-1": 1, "my-service-2": 1, "my-service-3": 1}
+	if diff := cmp.Diff(want, seen); diff != "" {
+		t.Errorf("who answered at the tasks' addresses (-want +got):\n%s", diff)
+	}
+	if by, failed := answers(t, s.Nodes[1], client, "by-address", 12); failed > 0 || len(by) != 2 {
+		t.Errorf("by-address: answers %v, %d failed", by, failed)
 	}
 }
 
@@ -96,7 +103,11 @@ func (s *swarm) leases(network string) int {
 }
 
 func TestScalingUpAndDownLeaksNothing(t *testing.T) {
-	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
+	scalingUpAndDownLeaksNothing(newSwarm(t, managedDriver, lab.Config{Nodes: 3}))
+}
+
+func scalingUpAndDownLeaksNothing(s *swarm) {
+	t := s.t
 	network := s.network("scaled", "10.130.2.0/24")
 	manager := s.Nodes[0]
 	// Thirty containers that start at once may keep a small machine's dockerd from being heard for 15 s.
@@ -111,7 +122,7 @@ func TestScalingUpAndDownLeaksNothing(t *testing.T) {
 		}
 		docker(t, manager, "service", "scale", "--detach", "web=0")
 		s.running(manager, "web", 0)
-		eventually(t, 60*time.Second, func() error {
+		s.within(60*time.Second, func() error {
 			if err := s.leftovers(network, 0); err != nil {
 				return err
 			}
@@ -122,15 +133,20 @@ func TestScalingUpAndDownLeaksNothing(t *testing.T) {
 		})
 	}
 	docker(t, manager, "service", "rm", "web")
-	eventually(t, 60*time.Second, func() error {
+	s.within(60*time.Second, func() error {
 		_, err := manager.Docker(t.Context(), "network", "rm", network)
 		return err
 	})
-	eventually(t, 60*time.Second, func() error { return s.noNetworks() })
+	s.within(60*time.Second, func() error { return s.noNetworks() })
 }
 
 // A stack file as users write it, with the driver's options.
 func TestAStackIsDeployed(t *testing.T) {
+	aStackIsDeployed(newSwarm(t, managedDriver, lab.Config{Nodes: 3}))
+}
+
+func aStackIsDeployed(s *swarm) {
+	t := s.t
 	const stack = `version: "3.8"
 services:
   web:
@@ -151,7 +167,6 @@ networks:
     driver_opts: {mtu: "1300"}
     ipam: {driver: "custom-overlay:latest", config: [{subnet: 10.130.3.0/24}]}
 `
-	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
 	manager := s.Nodes[0]
 	run(t, manager, "sh", "-c", `printf %s "$0" | docker stack deploy --resolve-image never -c - app`, stack)
 	s.running(manager, "app_web", 2)
@@ -165,7 +180,7 @@ networks:
 		t.Errorf("MTU %s, the stack's is 1300", mtu)
 	}
 	docker(t, manager, "stack", "rm", "app")
-	eventually(t, 60*time.Second, func() error { return s.noNetworks() })
+	s.within(60*time.Second, func() error { return s.noNetworks() })
 }
 
 // noNetworks says whether every node's netdriver has nothing left.
@@ -185,7 +200,11 @@ func (s *swarm) noNetworks() error {
 // A service moves between networks without being made anew, and a published port in mode host shows the client's own
 // address to the task.
 func TestNetworksAreAddedToAServiceAndTakenAwayAndPortsArePublished(t *testing.T) {
-	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
+	networksAreAddedToAServiceAndTakenAwayAndPortsArePublished(newSwarm(t, managedDriver, lab.Config{Nodes: 3}))
+}
+
+func networksAreAddedToAServiceAndTakenAwayAndPortsArePublished(s *swarm) {
+	t := s.t
 	manager := s.Nodes[0]
 	front, back := s.network("front", "10.130.4.0/24"), s.network("back", "10.130.5.0/24")
 	s.service(manager, "web", front, 2, "--publish", "mode=host,target=80,published=8080")
@@ -194,21 +213,21 @@ func TestNetworksAreAddedToAServiceAndTakenAwayAndPortsArePublished(t *testing.T
 		t.Errorf("before: tasks.web in %s is %v", back, got)
 	}
 	docker(t, manager, "service", "update", "--detach", "--network-add", back, "web")
-	eventually(t, tasksLimit, func() error {
+	s.within(tasksLimit, func() error {
 		if got := lookup(t, s.Nodes[1], onBack, "tasks.web"); len(got) != 2 {
 			return fmt.Errorf("tasks.web in %s is %v", back, got)
 		}
 		return nil
 	})
 	s.running(manager, "web", 2)
-	eventually(t, 20*time.Second, func() error {
+	s.within(20*time.Second, func() error {
 		if by, failed := answers(t, s.Nodes[1], onBack, "tasks.web", 8); failed > 0 || len(by) != 2 {
 			return fmt.Errorf("answers %v, %d failed", by, failed)
 		}
 		return nil
 	})
 	docker(t, manager, "service", "update", "--detach", "--network-rm", back, "web")
-	eventually(t, tasksLimit, func() error { return s.leftovers(back, 1) })
+	s.within(tasksLimit, func() error { return s.leftovers(back, 1) })
 	s.running(manager, "web", 2)
 	var reached int
 	for _, n := range s.Nodes {

@@ -7,16 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/netdriver/netdriver/internal/door"
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
 
@@ -26,14 +21,11 @@ const (
 	builtinDriver = "overlay"
 )
 
-// runDir is where a lab node's daemon has its sockets, by default.
-const runDir = "/run/netdriver"
-
 // tasksLimit is what tasks may take to run on two busy CPUs. Docker alone needs 10 to 20 s to hear of a new plugin.
 const tasksLimit = 4 * time.Minute
 
 // A swarm is a lab whose nodes are managers of one swarm, with the managed plugin and its daemon on each. The store is on
-// the last node, so that the others can be lost.
+// the last node, so that the others can be lost, or on all of them.
 type swarm struct {
 	*cluster
 	t *testing.T
@@ -44,6 +36,18 @@ type swarm struct {
 // newSwarm makes a swarm for one test. The first node leads it.
 func newSwarm(t *testing.T, driver string, config lab.Config) *swarm {
 	t.Helper()
+	return makeSwarm(t, driver, config, (*swarm).startDaemons)
+}
+
+// newGrownSwarm makes a swarm whose nodes have joined one cluster, all as members of its store.
+func newGrownSwarm(t *testing.T, nodes int) *swarm {
+	t.Helper()
+	return makeSwarm(t, managedDriver, lab.Config{Nodes: nodes}, (*swarm).growCluster)
+}
+
+// makeSwarm makes a lab, has netdriver started on its nodes, and makes a swarm of their dockerds.
+func makeSwarm(t *testing.T, driver string, config lab.Config, daemons func(*swarm, context.Context) error) *swarm {
+	t.Helper()
 	config.Binary = binary(t)
 	l, err := lab.New(t.Context(), config)
 	if err != nil {
@@ -51,6 +55,9 @@ func newSwarm(t *testing.T, driver string, config lab.Config) *swarm {
 	}
 	s := &swarm{cluster: &cluster{Lab: l}, t: t, driver: driver}
 	closeAtEnd(t, l)
+	if err := daemons(s, t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -60,28 +67,52 @@ func newSwarm(t *testing.T, driver string, config lab.Config) *swarm {
 // storeNode has the store of all.
 func (s *swarm) storeNode() *lab.Node { return s.Nodes[len(s.Nodes)-1] }
 
-func (s *swarm) start(ctx context.Context) error {
+// startDaemons starts netdriver on all nodes, on the one with the store first.
+func (s *swarm) startDaemons(ctx context.Context) error {
 	if err := s.certify(); err != nil {
 		return err
 	}
-	nodes := slices.Clone(s.Nodes)
-	slices.Reverse(nodes) // the store first
-	for _, n := range nodes {
+	for _, n := range slices.Backward(s.Nodes) {
 		if err := s.startDaemon(ctx, n); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// growCluster starts netdriver on all nodes and makes a cluster of them, as docs/cluster.md says.
+func (s *swarm) growCluster(ctx context.Context) error {
+	first := s.Nodes[0]
+	for _, n := range s.Nodes {
+		if err := n.StartDaemon(ctx, lab.DaemonConfig{Args: []string{"--log-level", "debug"}}); err != nil {
+			return err
+		}
+	}
+	if _, err := first.Exec(ctx, "netdriver", "cluster", "init"); err != nil {
+		return err
+	}
+	token, err := first.Exec(ctx, "netdriver", "cluster", "token")
+	if err != nil {
+		return err
+	}
+	for _, n := range s.Nodes[1:] {
+		if _, err := n.Exec(ctx, "netdriver", "cluster", "join", strings.TrimSpace(token)); err != nil {
+			return err
+		}
+	}
+	if _, err := first.Exec(ctx, "netdriver", "cluster", "members", fmt.Sprint(len(s.Nodes))); err != nil {
+		return err
+	}
+	members(s.t, first, len(s.Nodes))
+	return nil
+}
+
+// start starts the dockerds and makes them one swarm.
+func (s *swarm) start(ctx context.Context) error {
 	if err := s.StartDocker(ctx); err != nil {
 		return err
 	}
-	var group errgroup.Group
-	for _, n := range s.Nodes {
-		group.Go(func() error { return addPlugin(ctx, n) })
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return s.join(ctx)
+	return s.StartSwarm(ctx, managedDriver)
 }
 
 // startDaemon starts a node's netdriver as a part of the cluster.
@@ -94,71 +125,6 @@ func (s *swarm) startDaemon(ctx context.Context, n *lab.Node) error {
 		config.Store = []string{url}
 	}
 	return n.StartDaemon(ctx, config)
-}
-
-// addPlugin makes and enables the managed plugin, as `netdriver install --swarm` does on a host with systemd.
-func addPlugin(ctx context.Context, n *lab.Node) error {
-	dir := filepath.Join(n.Dir, "plugin")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	config, err := door.Config(runDir)
-	if err != nil {
-		return err
-	}
-	path, err := filepath.Abs("../../bin/netdriver")
-	if err != nil {
-		return err
-	}
-	program, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer program.Close()
-	info, err := program.Stat()
-	if err != nil {
-		return err
-	}
-	archive, err := os.Create(filepath.Join(n.Dir, "plugin.tar"))
-	if err != nil {
-		return err
-	}
-	err = errors.Join(door.WriteArchive(archive, config, program, info.Size()), archive.Close())
-	for _, command := range [][]string{
-		{"tar", "-xf", archive.Name(), "-C", dir},
-		{"docker", "plugin", "create", managedDriver, dir},
-		{"docker", "plugin", "enable", managedDriver},
-	} {
-		if err == nil {
-			_, err = n.Exec(ctx, command...)
-		}
-	}
-	return err
-}
-
-// join makes the swarm. There is no registry, and no route to one: Docker would wait 20 s for each service and task.
-func (s *swarm) join(ctx context.Context) error {
-	first := s.Nodes[0]
-	for _, n := range s.Nodes {
-		if _, err := n.Exec(ctx, "ip", "route", "replace", "unreachable", "default"); err != nil {
-			return err
-		}
-	}
-	addr := first.Addr.String()
-	if _, err := first.Docker(ctx, "swarm", "init", "--advertise-addr", addr, "--listen-addr", addr); err != nil {
-		return err
-	}
-	token, err := first.Docker(ctx, "swarm", "join-token", "--quiet", "manager")
-	if err != nil {
-		return err
-	}
-	for _, n := range s.Nodes[1:] {
-		if _, err := n.Docker(ctx, "swarm", "join", "--token", strings.TrimSpace(token), "--advertise-addr", n.Addr.String(),
-			"--listen-addr", n.Addr.String(), addr+":2377"); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // network creates an attachable network of the swarm.
@@ -185,10 +151,16 @@ func (s *swarm) service(manager *lab.Node, name, network string, replicas int, a
 	s.running(manager, name, replicas)
 }
 
+// within tries until do succeeds; the last error ends the test after the limit, which is that of namespace nodes.
+func (s *swarm) within(limit time.Duration, do func() error) {
+	s.t.Helper()
+	eventually(s.t, s.Nodes[0].Patience(limit), do)
+}
+
 // running waits until a service has exactly that many running tasks and no other.
 func (s *swarm) running(manager *lab.Node, service string, replicas int) {
 	s.t.Helper()
-	eventually(s.t, tasksLimit, func() error {
+	s.within(tasksLimit, func() error {
 		tasks, err := s.tasks(manager, service)
 		if err == nil && len(tasks) != replicas {
 			var all string

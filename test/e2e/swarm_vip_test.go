@@ -15,7 +15,7 @@ import (
 // reached waits until every one of n tasks has answered calls of a name, and no call fails.
 func (s *swarm) reached(n *lab.Node, container, host string, tasks int) {
 	s.t.Helper()
-	eventually(s.t, 30*time.Second, func() error {
+	s.within(30*time.Second, func() error {
 		by, failed := answers(s.t, n, container, host, 6*tasks)
 		if failed > 0 || len(by) != tasks {
 			return fmt.Errorf("%s: answers %v, %d failed", host, by, failed)
@@ -26,7 +26,11 @@ func (s *swarm) reached(n *lab.Node, container, host string, tasks int) {
 
 // Docker gives a service's name one virtual address, which is dead on another driver's network: here it works.
 func TestAServiceIsReachedAtItsVirtualAddress(t *testing.T) {
-	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
+	aServiceIsReachedAtItsVirtualAddress(newSwarm(t, managedDriver, lab.Config{Nodes: 3}))
+}
+
+func aServiceIsReachedAtItsVirtualAddress(s *swarm) {
+	t := s.t
 	network := s.network("virtual", "10.132.1.0/24")
 	manager, n := s.Nodes[0], s.Nodes[1]
 	s.service(manager, "web", network, 3)
@@ -47,7 +51,7 @@ func TestAServiceIsReachedAtItsVirtualAddress(t *testing.T) {
 	// Without tasks it is refused at once, and nobody waits.
 	docker(t, manager, "service", "scale", "--detach", "web=0")
 	s.running(manager, "web", 0)
-	eventually(t, 5*time.Second, func() error {
+	s.within(5*time.Second, func() error {
 		begin := time.Now()
 		_, err := n.Docker(t.Context(), "exec", client, "timeout", "5", "wget", "-q", "-O", "-", "http://web/")
 		if err == nil {
@@ -65,7 +69,11 @@ func TestAServiceIsReachedAtItsVirtualAddress(t *testing.T) {
 
 // A rolling update that starts the new task first lets no call fail, and what is open goes on to its old task.
 func TestARollingUpdateLosesNoCall(t *testing.T) {
-	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
+	aRollingUpdateLosesNoCall(newSwarm(t, managedDriver, lab.Config{Nodes: 3}))
+}
+
+func aRollingUpdateLosesNoCall(s *swarm) {
+	t := s.t
 	network := s.network("rolling", "10.132.2.0/24")
 	manager, n := s.Nodes[0], s.Nodes[2]
 	// Its server ends two seconds after it is told to.
@@ -92,7 +100,7 @@ echo "$ok $bad"`
 		done <- result{out, err}
 	}()
 	docker(t, manager, "service", "update", "--detach", "--force", "web")
-	eventually(t, 2*time.Minute, func() error {
+	s.within(2*time.Minute, func() error {
 		state, err := manager.Docker(t.Context(), "service", "inspect", "--format", "{{.UpdateStatus.State}}", "web")
 		if err == nil && strings.TrimSpace(state) != "completed" {
 			err = fmt.Errorf("update is %s", state)
@@ -108,7 +116,7 @@ echo "$ok $bad"`
 	if ok, _ := strconv.Atoi(f[0]); ok < 20 || f[1] != "0" {
 		t.Errorf("during the update %s calls were answered and %s failed", f[0], f[1])
 	}
-	eventually(t, 60*time.Second, func() error {
+	s.within(60*time.Second, func() error {
 		if now := s.leases(network); now != leases {
 			return fmt.Errorf("%d leases after the update, %d before", now, leases)
 		}
