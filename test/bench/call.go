@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/ipam"
@@ -115,6 +116,16 @@ func (n *dockerNetwork) createEndpoint(ctx context.Context, endpoint, address st
 		NetworkID: n.id, EndpointID: endpoint,
 		Interface: &network.EndpointInterface{Address: address, MacAddress: mac.String()},
 	}, nil)
+}
+
+// removeEndpoint removes an endpoint and gives its address back.
+func (n *dockerNetwork) removeEndpoint(ctx context.Context, endpoint, address string) error {
+	remove := network.DeleteEndpointRequest{NetworkID: n.id, EndpointID: endpoint}
+	if err := n.call(ctx, "NetworkDriver.DeleteEndpoint", remove, nil); err != nil {
+		return err
+	}
+	bare, _, _ := strings.Cut(address, "/")
+	return n.call(ctx, "IpamDriver.ReleaseAddress", ipam.ReleaseAddressRequest{PoolID: n.poolID, Address: bare}, nil)
 }
 
 func (n *dockerNetwork) join(ctx context.Context, endpoint string) error {

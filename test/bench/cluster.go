@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
@@ -13,10 +16,15 @@ import (
 // storeURL is where the first node serves its embedded store to the others, at etcd's usual port.
 func storeURL(n *lab.Node) string { return fmt.Sprintf("https://%s", netip.AddrPortFrom(n.Addr, 2379)) }
 
-// withCluster makes nodes that each run the real daemon, the first with the embedded store, the others as its
-// clients over mutual TLS, calls f and removes all of it. There is no Docker engine: f plays its part.
-func withCluster(
-	ctx context.Context, b *bench, nodes int, f func(*lab.Lab) ([]Result, error),
+// withCluster is withDaemons where there is no Docker engine: f plays its part.
+func withCluster(ctx context.Context, b *bench, nodes int, f func(*lab.Lab) ([]Result, error)) ([]Result, error) {
+	return withDaemons(ctx, b, nodes, []string{"--docker-host", ""}, f)
+}
+
+// withDaemons makes nodes that each run the real daemon, the first with the embedded store, the others as its clients
+// over mutual TLS, calls f and removes all of it.
+func withDaemons(
+	ctx context.Context, b *bench, nodes int, args []string, f func(*lab.Lab) ([]Result, error),
 ) (results []Result, err error) {
 	dir, err := os.MkdirTemp(b.dir, "lab-")
 	if err != nil {
@@ -35,13 +43,13 @@ func withCluster(
 			err = fmt.Errorf("remove the nodes: %w", failed)
 		}
 	}()
-	if err := startDaemons(ctx, l); err != nil {
+	if err := startDaemons(ctx, l, args); err != nil {
 		return nil, err
 	}
 	return f(l)
 }
 
-func startDaemons(ctx context.Context, l *lab.Lab) error {
+func startDaemons(ctx context.Context, l *lab.Lab, args []string) error {
 	var addrs []netip.Addr
 	for _, n := range l.Nodes {
 		addrs = append(addrs, n.Addr)
@@ -51,7 +59,7 @@ func startDaemons(ctx context.Context, l *lab.Lab) error {
 		return fmt.Errorf("make certificates: %w", err)
 	}
 	for i, n := range l.Nodes {
-		config := lab.DaemonConfig{Certificate: certificates[n.Addr], Args: []string{"--docker-host", ""}}
+		config := lab.DaemonConfig{Certificate: certificates[n.Addr], Args: args}
 		if i == 0 {
 			config.StoreListen = storeURL(n)
 		} else {
@@ -67,4 +75,26 @@ func startDaemons(ctx context.Context, l *lab.Lab) error {
 // engineOf plays dockerd on a node.
 func engineOf(n *lab.Node) *engine {
 	return newEngine(n.Path("/run/docker/plugins/custom-overlay.sock"))
+}
+
+// virtually runs benchmarks in a node with a kernel of its own that has the modules.
+func virtually(ctx context.Context, b *bench, modules []string, names string) (results []Result, err error) {
+	dir, err := os.MkdirTemp(b.dir, "lab-")
+	if err != nil {
+		return nil, err
+	}
+	l, err := lab.New(ctx, lab.Config{Nodes: 1, Virtual: true, Kernel: lab.Kernel{Modules: modules}, Dir: dir})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	program, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	out, err := l.Nodes[0].Exec(ctx, program, "-json", "-run", names, "-rounds", strconv.Itoa(b.rounds), "-binary", b.binary)
+	if err != nil {
+		return nil, err
+	}
+	return results, json.Unmarshal([]byte(out), &results)
 }

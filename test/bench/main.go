@@ -6,9 +6,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -33,9 +35,11 @@ func benchmarks() []benchmark {
 		{"program", programming},
 		{"services", servicesProgrammed},
 		{"balance", balancing},
+		{"ipvs", againstIPVS},
 		{"attach", attaching},
 		{"propagate", propagating},
 		{"memory", memory},
+		{"replicas", replicating},
 	}
 }
 
@@ -47,6 +51,8 @@ type bench struct {
 	binary string
 	// rounds is how often things are measured in turns.
 	rounds int
+	// progress is where it is said what is going on.
+	progress io.Writer
 }
 
 // options are the command line.
@@ -54,6 +60,7 @@ type options struct {
 	run    string
 	rounds int
 	write  bool
+	json   bool
 	binary string
 	doc    string
 }
@@ -63,6 +70,7 @@ func main() {
 	flag.StringVar(&o.run, "run", ".", "run the benchmarks whose name matches this regular expression")
 	flag.IntVar(&o.rounds, "rounds", 15, "how many rounds of measuring in turns; more make the figures steadier")
 	flag.BoolVar(&o.write, "write", false, "put the table into the document")
+	flag.BoolVar(&o.json, "json", false, "print the results as JSON on the standard output, all else on the other")
 	flag.StringVar(&o.binary, "binary", "bin/netdriver", "the netdriver program, built by make build")
 	flag.StringVar(&o.doc, "doc", "docs/benchmarks.md", "the document for -write")
 	flag.Parse()
@@ -106,7 +114,10 @@ func measure(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return fmt.Errorf("-run: %w", err)
 	}
-	b := &bench{rounds: max(o.rounds, 2)}
+	b := &bench{rounds: max(o.rounds, 2), progress: os.Stdout}
+	if o.json {
+		b.progress = os.Stderr
+	}
 	if b.binary, err = filepath.Abs(o.binary); err != nil {
 		return err
 	}
@@ -120,6 +131,9 @@ func measure(ctx context.Context, o options) (err error) {
 		}
 	}()
 	results, err := runAll(ctx, b, chosen)
+	if o.json {
+		return errors.Join(err, json.NewEncoder(os.Stdout).Encode(results))
+	}
 	table := markdown(results)
 	fmt.Println("\n" + table)
 	if err != nil || !o.write {
@@ -143,13 +157,13 @@ func runAll(ctx context.Context, b *bench, chosen *regexp.Regexp) ([]Result, err
 		began := time.Now()
 		got, err := m.run(ctx, b)
 		took := time.Since(began).Round(time.Second)
-		fmt.Printf("%s, %s, CPUs %.0f %% busy with other things before\n", m.name, took, load*100)
+		fmt.Fprintf(b.progress, "%s, %s, CPUs %.0f %% busy with other things before\n", m.name, took, load*100)
 		for _, r := range got {
-			fmt.Println("  ", r)
+			fmt.Fprintln(b.progress, "  ", r)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", m.name, err))
-			fmt.Println("  ", err)
+			fmt.Fprintln(b.progress, "  ", err)
 		}
 		results = append(results, got...)
 	}

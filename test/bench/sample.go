@@ -57,3 +57,12 @@ func (s sample) mean() float64 {
 	}
 	return sum / float64(len(s))
 }
+
+// beyond is by how much the values exceed those of another sample's same rounds.
+func (s sample) beyond(base sample) sample {
+	out := make(sample, len(s))
+	for i := range s {
+		out[i] = s[i] - base[i]
+	}
+	return out
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/netdriver/netdriver/test/e2e/lab"
+)
+
+const (
+	// replicas of a service, on three nodes.
+	replicas = 30
+	// replicaRounds of a service with each network.
+	replicaRounds = 5
+	// replicasLimit is how long all tasks of a service may take to start, or to end, before the measurement counts as
+	// broken.
+	replicasLimit = 3 * time.Minute
+)
+
+// The networks of the services that are measured in turns; the first is none, whose time the others' have in theirs.
+const (
+	withoutNetwork = iota
+	withBuiltin
+	withOurs
+	networkKinds
+)
+
+// replicating measures how much longer the tasks of a swarm take to start because they have a network: netdriver's
+// against that of Docker's own overlay, with real Docker engines.
+func replicating(ctx context.Context, b *bench) ([]Result, error) {
+	const plugin = "custom-overlay:latest"
+	return withDaemons(ctx, b, 3, nil, func(l *lab.Lab) ([]Result, error) {
+		if err := l.StartDocker(ctx); err != nil {
+			return nil, err
+		}
+		if err := l.StartSwarm(ctx, plugin); err != nil {
+			return nil, err
+		}
+		s := scaled{manager: l.Nodes[0]}
+		if err := s.prepare(ctx, plugin); err != nil {
+			return nil, err
+		}
+		took, err := s.rounds(ctx)
+		if err != nil {
+			return nil, err
+		}
+		const what = "a network's part of the start of a task, of 30 on 3 nodes ÷ that of Docker's overlay"
+		ours, theirs := took[withOurs].beyond(took[withoutNetwork]), took[withBuiltin].beyond(took[withoutNetwork])
+		r, err := ratioResult(what, ours, theirs, "ms", 0.7)
+		return []Result{r}, err
+	})
+}
+
+// scaled is a swarm with one service per kind of network.
+type scaled struct{ manager *lab.Node }
+
+func (scaled) service(kind int) string { return fmt.Sprintf("service%d", kind) }
+
+// prepare makes the networks and the services, which have no tasks yet.
+func (s scaled) prepare(ctx context.Context, plugin string) error {
+	commands := [][]string{
+		{"swarm", "update", "--dispatcher-heartbeat", "20s"}, // a busy dockerd is not a lost one
+		{"network", "create", "--driver", "overlay", "--subnet", "10.9.0.0/16", "net1"},
+		{"network", "create", "--driver", plugin, "--ipam-driver", plugin, "--subnet", "10.8.0.0/16", "net2"},
+	}
+	for kind := range networkKinds {
+		command := []string{"service", "create", "--detach", "--no-resolve-image", "--name", s.service(kind), "--replicas", "0",
+			"--restart-condition", "none", "--stop-grace-period", "0s", "--endpoint-mode", "dnsrr"}
+		if kind != withoutNetwork {
+			command = append(command, "--network", fmt.Sprintf("net%d", kind))
+		}
+		commands = append(commands, append(command, lab.Image, "sleep", "10000"))
+	}
+	for _, c := range commands {
+		if _, err := s.manager.Docker(ctx, c...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rounds starts and ends the tasks of each service in turns and returns how long the start of one took on the average,
+// in milliseconds. The first round, in which networks are made on the nodes, does not count.
+func (s scaled) rounds(ctx context.Context) (took [networkKinds]sample, err error) {
+	for round := range replicaRounds + 1 {
+		for _, kind := range rand.Perm(networkKinds) {
+			begin := time.Now()
+			if err := s.scale(ctx, kind, replicas); err != nil {
+				return took, err
+			}
+			if round > 0 {
+				took[kind] = append(took[kind], milliseconds(time.Since(begin))/replicas)
+			}
+			if err := s.scale(ctx, kind, 0); err != nil {
+				return took, err
+			}
+			time.Sleep(3 * time.Second) // what Docker tidies up afterwards is not the next one's
+		}
+	}
+	return took, nil
+}
+
+// scale changes the number of a service's tasks, and waits until exactly so many run.
+func (s scaled) scale(ctx context.Context, kind, tasks int) error {
+	ctx, cancel := context.WithTimeout(ctx, replicasLimit)
+	defer cancel()
+	name := s.service(kind)
+	if _, err := s.manager.Docker(ctx, "service", "scale", "--detach", fmt.Sprintf("%s=%d", name, tasks)); err != nil {
+		return err
+	}
+	for {
+		out, err := s.manager.Docker(ctx, "service", "ls", "--filter", "name="+name, "--format", "{{.Replicas}}")
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(out) == fmt.Sprintf("%d/%d", tasks, tasks) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), fmt.Errorf("%s has %s tasks", name, strings.TrimSpace(out)))
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
