@@ -25,6 +25,9 @@ type Sources struct {
 	Mirror *store.Mirror
 	Plane  Plane
 	Driver Driver
+	// Filter is the host's packet filter; if nil, Unfiltered says why there is none.
+	Filter     Filter
+	Unfiltered string
 	// Node is this node's record.
 	Node store.Node
 	// Now is the clock, time.Now if nil.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/dataplane/firewall"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -436,4 +437,37 @@ func cpuTime(t *testing.T) time.Duration {
 		t.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// fakeFilter is this node's packet filter.
+type fakeFilter struct {
+	counts  map[string]firewall.Count
+	problem error
+}
+
+func (f fakeFilter) Kind() string                 { return "nftables" }
+func (f fakeFilter) Problem() error               { return f.problem }
+func (f fakeFilter) Receipts() []firewall.Receipt { return []firewall.Receipt{{Time: start, Op: "nft add"}} }
+func (f fakeFilter) Counts(context.Context, string) (map[string]firewall.Count, error) {
+	return f.counts, nil
+}
+
+func TestWhatThePacketFilterDropsIsShown(t *testing.T) {
+	c := newCluster(t)
+	c.d.src.Filter = fakeFilter{counts: map[string]firewall.Count{"stranger": {Packets: 6}, "container": {Packets: 2}}}
+	r := c.report()
+	if a := r.Admission; a == nil || a.Strangers != 6 || a.Containers != 2 || a.Filter != "nftables" || len(a.Drifts) != 1 {
+		t.Errorf("admission %+v", a)
+	}
+	if r.Verdict != Healthy {
+		t.Errorf("dropped packets are nothing wrong with the network: %v", r.Reasons)
+	}
+	c.d.src.Filter = fakeFilter{problem: unix.ENOMEM}
+	if r := c.report(); r.Verdict != Degraded || !strings.Contains(r.Reasons[0].Cause, unix.ENOMEM.Error()) {
+		t.Errorf("a filter that fails: %s %v", r.Verdict, r.Reasons)
+	}
+	c.d.src.Filter, c.d.src.Unfiltered = nil, "no nf_tables"
+	if r := c.report(); r.Verdict != Degraded || !strings.Contains(r.Reasons[0].Remedy, "UDP port 4789") {
+		t.Errorf("no filter: %s %v", r.Verdict, r.Reasons)
+	}
 }

@@ -34,6 +34,8 @@ type cluster struct {
 	taken    time.Time
 	err      error // why it is not from the store
 	whole    bool  // the mirror has read everything
+
+	admission *Admission // of this node
 }
 
 // network is a record with the revision of its last change.
@@ -81,6 +83,7 @@ func (d *Diagnosis) cluster(ctx context.Context) cluster {
 		c.err = err
 	}
 	c.taken, c.whole = d.src.Now(), d.src.Mirror.Synced("")
+	c.admission = d.admission(ctx)
 	return c
 }
 

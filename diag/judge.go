@@ -26,6 +26,9 @@ func judge(f facts) NetworkReport {
 		DockerNetworks: f.network.docker(), Services: f.serviceRows(), ServiceCount: len(f.services),
 	}
 	r.Kernel = f.kernel(r.Member)
+	if r.Member && r.Mode == store.ModeOverlay {
+		r.Admission = f.admission
+	}
 	r.Reasons = f.reasons(r)
 	r.Verdict = Healthy
 	for _, x := range r.Reasons {

@@ -24,6 +24,7 @@ func (f facts) reasons(r NetworkReport) []Reason {
 			"the store cannot be asked: %v; this is what the node knew last, other nodes' state is unknown", f.err))
 	}
 	out = append(out, f.aboutKernel(r)...)
+	out = append(out, f.aboutAdmission(r)...)
 	for _, p := range r.Peers {
 		out = append(out, f.aboutPeer(r, p)...)
 	}

@@ -60,8 +60,10 @@ type NetworkReport struct {
 	Subnets        []Subnet        `json:"subnets"`
 	MTU            MTU             `json:"mtu"`
 	Kernel         Kernel          `json:"kernel"`
-	Revision       Revision        `json:"revision"`
-	Peers          []Peer          `json:"peers"`
+	// Admission is nil if this node is no member.
+	Admission *Admission `json:"admission,omitempty"`
+	Revision  Revision   `json:"revision"`
+	Peers     []Peer     `json:"peers"`
 	// Endpoints by address; left out of the summary of all networks, which has EndpointCount only.
 	Endpoints     []Endpoint `json:"endpoints,omitempty"`
 	EndpointCount int        `json:"endpointCount"`

@@ -20,6 +20,7 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/dataplane/firewall"
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/ipam"
 	"github.com/netdriver/netdriver/store"
@@ -37,6 +38,7 @@ type host struct {
 	life   *mortal
 	engine *engine
 	guards *guards
+	filter *firewall.Fake
 	clock  atomic.Int64 // nanoseconds that this host is ahead
 
 	driver *Driver
@@ -52,7 +54,7 @@ type host struct {
 // newHost starts a host on a cluster's store.
 func newHost(t *testing.T, mem *store.Memory, name, vtep string) *host {
 	t.Helper()
-	h := &host{t: t, name: name, vtep: netip.MustParseAddr(vtep), mem: mem, kernel: dataplane.NewFake(), engine: &engine{}, guards: &guards{}}
+	h := &host{t: t, name: name, vtep: netip.MustParseAddr(vtep), mem: mem, kernel: dataplane.NewFake(), engine: &engine{}, guards: &guards{}, filter: firewall.NewFake()}
 	h.start()
 	t.Cleanup(func() { h.stop() })
 	return h
@@ -71,7 +73,7 @@ func (h *host) start() {
 	h.driver = New(Config{
 		Store: s, Mirror: mirror, Plane: plane, Underlay: "eth0", Docker: h.engine, Leases: h.leases, Log: log, Now: now,
 		Node:       store.Node{Name: h.name, ID: "id-" + h.name, VTEP: h.vtep, UnderlayMTU: 1500},
-		Encryption: h.guards,
+		Encryption: h.guards, Filter: firewall.New(h.filter, log),
 	})
 	path := filepath.Join(h.t.TempDir(), "custom-overlay.sock")
 	srv := plugin.New(plugin.Config{Methods: append(h.driver.SwarmMethods(), h.leases.Methods()...), Log: log})

@@ -40,6 +40,8 @@ type Config struct {
 	EncryptedPort uint16
 	// Encryption guards encrypted networks; nil means that this node cannot be in any.
 	Encryption Encryption
+	// Filter is the host's packet filter; nil if it has none that can be used.
+	Filter Filter
 	// Booted: the host has booted since a daemon last ran here. No endpoint of an earlier one can be alive.
 	Booted bool
 	// Docker is asked, outside of any call, what still lives; nil means that nothing is reclaimed by that knowledge.
@@ -86,6 +88,8 @@ type Driver struct {
 	locks keyed
 	// applied is what this node's kernel has; see reconcile.go.
 	applied applied
+	// admitted is what the packet filter was told; see admission.go.
+	admitted admitted
 }
 
 // New makes a Driver. It does nothing until Run.

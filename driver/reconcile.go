@@ -162,6 +162,7 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 			return fmt.Errorf("network %s: %w", network, err)
 		}
 	}
+	d.admit(ctx)
 	start := time.Now()
 	unsafe := d.guard(ctx, network)
 	if unsafe != nil {
@@ -204,6 +205,7 @@ func (d *Driver) drop(ctx context.Context, network string) error {
 	if err := d.cfg.Plane.Remove(ctx, a.vni); err != nil {
 		return fmt.Errorf("remove network %s from this node: %w", network, err)
 	}
+	d.admit(ctx)
 	d.applied.mu.Lock()
 	delete(d.applied.networks, network)
 	d.applied.changed = true

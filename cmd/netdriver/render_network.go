@@ -27,6 +27,9 @@ func (p painter) network(r diag.NetworkReport) string {
 	}
 	line(&b, "mtu", r.MTU.Derived)
 	line(&b, "kernel", p.kernel(r))
+	if r.Admission != nil {
+		line(&b, "admission", p.admission(*r.Admission))
+	}
 	for _, d := range r.Kernel.Differences {
 		line(&b, "", "wants: "+d)
 	}
@@ -151,6 +154,20 @@ func (p painter) kernel(r diag.NetworkReport) string {
 		return text + "not repaired: " + d.Error
 	}
 	return text + fmt.Sprintf("repaired in %s: %s", span(time.Duration(d.Seconds*float64(time.Second))), d.Command)
+}
+
+// admission says who may send to this node's networks, and what was dropped.
+func (p painter) admission(a diag.Admission) string {
+	if a.Filter == "" {
+		return "anybody, for want of a packet filter"
+	}
+	text := fmt.Sprintf("the cluster's nodes (%s) · dropped: %s from strangers, %d from containers", a.Filter,
+		plural(int(a.Strangers), "packet"), a.Containers)
+	if len(a.Drifts) == 0 {
+		return text
+	}
+	d := a.Drifts[len(a.Drifts)-1]
+	return text + fmt.Sprintf(" · last drift %s ago: %s", p.age(d.Time), d.Command)
 }
 
 func (p painter) peers(peers []diag.Peer) string {

@@ -72,9 +72,10 @@ func healthy() diag.NetworkReport {
 			},
 			{Subnet: netip.MustParsePrefix("2001:db8::/64"), Usable: 1<<64 - 1},
 		},
-		MTU:      diag.MTU{MTU: 1450, Underlay: 1500, Overhead: 50, Derived: "1450 = 1500 underlay − 50 VXLAN"},
-		Kernel:   diag.Kernel{Checked: true, InSync: true},
-		Revision: diag.Revision{Applied: 8841, Wanted: 8841, Store: 8850},
+		MTU:       diag.MTU{MTU: 1450, Underlay: 1500, Overhead: 50, Derived: "1450 = 1500 underlay − 50 VXLAN"},
+		Kernel:    diag.Kernel{Checked: true, InSync: true},
+		Admission: &diag.Admission{Filter: "nftables", Strangers: 6},
+		Revision:  diag.Revision{Applied: 8841, Wanted: 8841, Store: 8850},
 		Peers: []diag.Peer{
 			{
 				Node:        "node1",

@@ -79,7 +79,9 @@ func serveOnce(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer kernel.Close()
-	parts, err := assemble(cfg, site{node, under.Device, booted}, truth, kernel, log)
+	filter := openFilter(ctx, log)
+	defer filter.close()
+	parts, err := assemble(cfg, site{node, under.Device, booted, filter}, truth, kernel, log)
 	if err != nil {
 		return err
 	}
@@ -131,6 +133,7 @@ type site struct {
 	device string
 	// booted: the host has booted since a daemon last ran here.
 	booted bool
+	filter hostFilter
 }
 
 // assemble makes the daemon's parts of one another.
@@ -148,13 +151,14 @@ func assemble(
 	}
 	d := driver.New(driver.Config{
 		Store: s, Mirror: mirror, Plane: plane, Node: node, Underlay: at.device, Booted: at.booted, Port: cfg.VXLANPort, Docker: docker,
-		EncryptedPort: cfg.EncryptedPort, Leases: leases,
+		EncryptedPort: cfg.EncryptedPort, Leases: leases, Filter: at.filter.forDriver(),
 		Log: log, Observe: meter.ObserveReconciliation,
 	})
 	joined := cluster.New(cluster.Config{
 		DataDir: cfg.DataDir, Node: node, Client: truth.client, State: truth.state, External: external(cfg), Log: log,
 	})
-	diagnosis := diag.New(diag.Sources{Store: s, Mirror: mirror, Plane: plane, Driver: d, Node: node})
+	diagnosis := diag.New(diag.Sources{Store: s, Mirror: mirror, Plane: plane, Driver: d, Node: node,
+		Filter: at.filter.forDiag(), Unfiltered: at.filter.lack})
 	doors := plugin.New(plugin.Config{
 		Methods: slices.Concat(plugin.Constants(network.LocalScope), d.Methods(), leases.Methods()),
 		Log:     log, Observe: meter.ObserveCall,
@@ -188,7 +192,7 @@ func assemble(
 	if err != nil {
 		return nil, err
 	}
-	parts = append(parts, served...)
+	parts = append(append(parts, served...), at.filter.parts()...)
 	if docker != nil {
 		services := swarm.New(swarm.Config{Store: s, Mirror: mirror, Docker: docker, Log: log})
 		called := names.New(names.Config{

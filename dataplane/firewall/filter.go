@@ -19,8 +19,9 @@ const (
 	checkEvery = 30 * time.Second
 	// retryEvery is the pause after a repair that failed.
 	retryEvery = 500 * time.Millisecond
-	// maxReceipts are kept.
-	maxReceipts = 32
+	// maxReceipts are kept; one repair makes at most repairReceipts of them.
+	maxReceipts    = 32
+	repairReceipts = 8
 )
 
 // Filter keeps a kernel's packet filter as its owners want it, whoever changes it. What an owner had in the kernel before
@@ -29,7 +30,8 @@ type Filter struct {
 	kernel Kernel
 	log    *slog.Logger
 
-	applying sync.Mutex // held while the kernel is read and changed
+	failing  chan struct{} // has something in it after a failed Apply
+	applying sync.Mutex    // held while the kernel is read and changed
 
 	mu       sync.Mutex
 	want     map[string]Compiled
@@ -50,7 +52,7 @@ type Receipt struct {
 
 // New returns the filter of a kernel.
 func New(kernel Kernel, log *slog.Logger) *Filter {
-	return &Filter{kernel: kernel, log: log, want: map[string]Compiled{}}
+	return &Filter{kernel: kernel, log: log, want: map[string]Compiled{}, failing: make(chan struct{}, 1)}
 }
 
 // Kind is the name of the kernel in use.
@@ -75,7 +77,9 @@ func (f *Filter) Apply(ctx context.Context, s Ruleset) ([]Op, error) {
 		return nil, nil
 	}
 	ops, err := f.sync(ctx, s.Owner)
-	f.failed(err)
+	if f.failed(err); err != nil {
+		tell(f.failing)
+	}
 	return ops, err
 }
 
@@ -137,6 +141,8 @@ func (f *Filter) Run(ctx context.Context) error {
 				return nil
 			}
 			next.Reset(settleTime)
+		case <-f.failing:
+			next.Reset(retryEvery)
 		case <-next.C:
 			if err := f.repair(ctx); err != nil {
 				next.Reset(retryEvery)
@@ -169,9 +175,13 @@ func (f *Filter) repair(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var shown []string
-	for _, op := range ops[:min(len(ops), maxReceipts)] {
-		r.Op = op.String()
-		shown = append(shown, r.Op)
+	for _, op := range ops[:min(len(ops), repairReceipts)] {
+		shown = append(shown, op.String())
+	}
+	if more := len(ops) - repairReceipts + 1; more > 1 {
+		shown[repairReceipts-1] = fmt.Sprintf("and %d operations more", more)
+	}
+	for _, r.Op = range shown {
 		f.receipts = append(f.receipts, r)
 	}
 	f.receipts = f.receipts[max(0, len(f.receipts)-maxReceipts):]

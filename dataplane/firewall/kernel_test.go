@@ -383,3 +383,22 @@ func TestOpenFindsAPacketFilterAndLeavesNothingInIt(t *testing.T) {
 		t.Errorf("%s is used where there is nftables", k.Name())
 	}
 }
+
+func TestPurgeRemovesAllOfOursAndNothingElse(t *testing.T) {
+	kernels(t, true, func(t *testing.T, h host) {
+		foreign(t, h)
+		before := h.show(t)
+		hold(t, h, everything())
+		if left, err := Left(t.Context(), h.ns); err != nil || len(left) != 1 {
+			t.Errorf("left: %v, %v", left, err)
+		}
+		for range 2 { // the second time there is nothing
+			if err := Purge(t.Context(), h.ns); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := cmp.Diff(before, h.show(t)); d != "" {
+			t.Errorf("others' rules changed, or some of ours are left:\n%s", d)
+		}
+	})
+}
