@@ -210,7 +210,7 @@ type Backend struct {
 
 // Record is one of the types that the store holds.
 type Record interface {
-	Node | Status | Network | Pool | Lease | Endpoint | Name | Service | Engine | Volume | VolumeUses
+	Node | Status | Network | Pool | Lease | Endpoint | Name | Service | Engine | Volume | VolumeUses | Protection
 }
 
 // envelope gives every record its version.
@@ -305,6 +305,8 @@ func check(r any) error {
 	case Volume:
 		return CheckVolumeName(r.Name)
 	case VolumeUses:
+		return CheckName("node", r.Node)
+	case Protection:
 		return CheckName("node", r.Node)
 	}
 	return nil

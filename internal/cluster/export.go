@@ -45,7 +45,8 @@ type backupFooter struct {
 
 // fleeting says whether a record tells of the moment, or of this store's own members, and is no part of a backup.
 func fleeting(key string) bool {
-	for _, prefix := range []string{store.AlivePrefix, store.StatusPrefix, store.TokenPrefix, store.ClusterGrowing} {
+	for _, prefix := range []string{store.AlivePrefix, store.StatusPrefix, store.TokenPrefix, store.ClusterGrowing,
+		store.EncryptionPrefix} {
 		if strings.HasPrefix(key, prefix) {
 			return true
 		}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/netdriver/netdriver/ipsec"
 	"github.com/netdriver/netdriver/store"
 )
 
@@ -22,6 +23,9 @@ func forget(ctx context.Context, s store.Store, node string) error {
 		if _, err := s.Commit(ctx, nil, store.Put(store.RevokedKey(serial), []byte(node)), store.Delete(kv.Key)); err != nil {
 			return fmt.Errorf("revoke the certificate of node %s: %w", node, err)
 		}
+	}
+	if err := forgetKeys(ctx, s, node); err != nil {
+		return fmt.Errorf("end the keys of node %s: %w", node, err)
 	}
 	if err := forgetClaims(ctx, s, node); err != nil {
 		return fmt.Errorf("end the claims of node %s: %w", node, err)
@@ -46,7 +50,16 @@ func forget(ctx context.Context, s store.Store, node string) error {
 		return fmt.Errorf("free the addresses of node %s: %w", node, err)
 	}
 	_, err = s.Commit(ctx, nil, store.Delete(store.NodeKey(node)), store.Delete(store.AliveKey(node)),
-		store.Delete(store.StatusKey(node)), store.Delete(store.EngineKey(node)), store.Delete(store.VolumeUseKey(node)))
+		store.Delete(store.StatusKey(node)), store.Delete(store.EngineKey(node)), store.Delete(store.VolumeUseKey(node)),
+		// Until now the node's daemon may have published anew.
+		store.Delete(store.EncryptionPrefix+ipsec.OfferKey(node)), store.Delete(store.ProtectionKey(node)),
+		store.DeletePrefix(store.EncryptionPrefix+ipsec.LinksPrefix(node)))
+	return err
+}
+
+// forgetKeys removes what a node has of encryption: the others then end what they share with it, and remove its links to them.
+func forgetKeys(ctx context.Context, s store.Store, node string) error {
+	_, err := s.Commit(ctx, nil, store.Delete(store.EncryptionPrefix+ipsec.OfferKey(node)))
 	return err
 }
 

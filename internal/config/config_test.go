@@ -99,7 +99,7 @@ func TestEverySettingHasAFlagAVariableAndAKey(t *testing.T) {
 	}
 	values := map[string]string{
 		"underlay": "eth0", "node": "n1", "cluster": "lab", "vxlan-port": "4790", "encrypted-port": "4795", "esp-in-udp": "4500",
-		"store": "https://192.0.2.1:2379",
+		"store":      "https://192.0.2.1:2379",
 		"store-ca":   pem,
 		"store-cert": pem, "store-key": pem, "data-dir": "/d", "socket-dir": "/s", "run-dir": "/r",
 		"docker-host": "tcp://h:1",
