@@ -159,6 +159,12 @@ func (f *fakeFilter) Apply(_ context.Context, port uint16) error {
 	return f.broken
 }
 
+func (f *fakeFilter) Problem() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.broken
+}
+
 func (f *fakeFilter) has() uint16 {
 	f.mu.Lock()
 	defer f.mu.Unlock()

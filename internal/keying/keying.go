@@ -48,6 +48,8 @@ type Identity interface {
 type Filter interface {
 	// Apply makes the filter, if it is not there as it should be; port 0 removes it.
 	Apply(ctx context.Context, port uint16) error
+	// Problem says why it is not as Apply wanted it; nil if it is.
+	Problem() error
 	// Drops returns how many packets it has dropped.
 	Drops(ctx context.Context) (in, out uint64, err error)
 }
@@ -254,10 +256,13 @@ func (k *Keying) Guard(ctx context.Context, port uint16) error {
 	k.kernel.Lock()
 	defer k.kernel.Unlock()
 	k.guardedAt = time.Now()
-	if k.locked == port {
-		return nil
+	if k.locked != port {
+		return k.lock(ctx, port)
 	}
-	return k.lock(ctx, port)
+	if err := k.cfg.Filter.Problem(); err != nil {
+		return fmt.Errorf("packet filter for port %d: %w", port, err)
+	}
+	return nil
 }
 
 // lock sets both locks. The caller holds the kernel's lock.

@@ -86,7 +86,7 @@ func TestWithoutTheStoreTheKeysStayInUse(t *testing.T) {
 		l.connected(time.Second)
 		for _, away := range []time.Duration{time.Second, time.Hour} {
 			l.mem.SetAvailable(false)
-			l.watch(min(away, 2*time.Minute), nothing)
+			l.watch(min(away, time.Minute), nothing)
 			time.Sleep(away)
 			l.watch(time.Second, nothing)
 			l.mem.SetAvailable(true)
@@ -262,9 +262,7 @@ func TestWithoutItsFilterAPortIsNotGuarded(t *testing.T) {
 		h := l.hosts[0]
 		h.filter.mu.Lock()
 		h.filter.broken = errors.New("no nftables, no iptables")
-		h.filter.port = 0
 		h.filter.mu.Unlock()
-		h.keying.suspect()
 		if err := h.keying.Guard(t.Context(), testPort); err == nil || !strings.Contains(err.Error(), "no nftables") {
 			t.Errorf("error %v, want the filter's", err)
 		}
@@ -362,7 +360,7 @@ func TestNoKeyIsLoggedStoredOrReported(t *testing.T) {
 
 // 25 nodes, some of whose daemons are killed, cut off, or whose kernels are flushed at any moment.
 func TestManyNodesUnderFaultsNeverSendWithoutAKey(t *testing.T) {
-	nodes, rounds := 25, 30
+	nodes, rounds := 25, 15
 	if testing.Short() {
 		nodes, rounds = 8, 10
 	}
@@ -399,7 +397,7 @@ func TestManyNodesUnderFaultsNeverSendWithoutAKey(t *testing.T) {
 			}
 		}
 		l.connected(2 * time.Minute)
-		for range 20 {
+		for range 10 {
 			time.Sleep(3 * time.Second)
 			l.pairs(func(from, to *host, err error) {
 				if err != nil {

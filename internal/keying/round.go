@@ -51,6 +51,7 @@ func (k *Keying) round(ctx context.Context) {
 	} else {
 		err = errors.Join(err, k.relock(ctx, now.port))
 	}
+	err = errors.Join(err, k.cfg.Filter.Problem())
 	k.tell("keys", "encryption is not as wanted", err)
 	k.note(now, err)
 }
