@@ -318,7 +318,7 @@ func TestGuardedContainersSpeakToEachOther(t *testing.T) {
 
 // TestOthersChangesOfTheTableAreRepaired also looks that each is recorded, and that tables of others stay.
 func TestOthersChangesOfTheTableAreRepaired(t *testing.T) {
-	n := newTestNet("192.0.2.1").local(1, 2).guarded().network()
+	n := newTestNet("192.0.2.1").local(1, 2).guarded().classes(map[int]uint32{1: 1, 2: 2, 9: 1}).network()
 	port := PortName(endpointID(1))
 	tests := []struct{ do, repair string }{
 		{"delete element bridge netdriver own4 { P . 02:42:0a:00:00:01 . 10.0.0.1 }",
@@ -330,6 +330,15 @@ func TestOthersChangesOfTheTableAreRepaired(t *testing.T) {
 		{"flush chain bridge netdriver prerouting", "nft add table bridge netdriver"},
 		{"insert rule bridge netdriver prerouting accept", "nft add table bridge netdriver"},
 		{"add rule bridge netdriver admitted drop", "nft add table bridge netdriver"},
+		{"delete element bridge netdriver class4-100001 { 10.0.0.9 }",
+			"nft 'add element bridge netdriver class4-100001 { 10.0.0.9 : 1 }'"},
+		{"delete element bridge netdriver class4-100001 { 10.0.0.9 }; add element bridge netdriver class4-100001 { 10.0.0.9 : 2 }",
+			"add element bridge netdriver class4-100001 { 10.0.0.9 : 1 }'"},
+		{"delete element bridge netdriver to { P }", "nft 'add element bridge netdriver to { P : goto to-100001-web }'"},
+		{"delete element bridge netdriver learns { P }", "add element bridge netdriver to { P : goto to-100001-web }'"},
+		{"flush set bridge netdriver admit-100001-db", "nft 'add chain bridge netdriver to-100001-db"},
+		{"flush set bridge netdriver kin-100001-db", "nft 'add chain bridge netdriver to-100001-db"},
+		{"insert rule bridge netdriver to-100001-db accept", "nft 'add chain bridge netdriver to-100001-db"},
 		{"delete table bridge netdriver", "nft add table bridge netdriver"},
 		{"delete table bridge netdriver; add table bridge netdriver; add set bridge netdriver own4 { type ipv4_addr; }",
 			"nft add table bridge netdriver"},
@@ -393,7 +402,7 @@ func TestOneEndpointMoreIsOneElementMore(t *testing.T) {
 
 func TestTableReadsAsWritten(t *testing.T) {
 	h := newHost(t)
-	n := newTestNet("192.0.2.1").local(1).guarded().network()
+	n := newTestNet("192.0.2.1").local(1).guarded().classes(map[int]uint32{1: 2}).network()
 	if err := h.kernel.Run(t.Context(), plan(Network{}, n)); err != nil {
 		t.Fatal(err)
 	}

@@ -132,6 +132,9 @@ func TestKernelHasWhatThePlanMade(t *testing.T) {
 		balanced(small, db(10, 3), web(11)),
 		balanced(small, db(12, 3, 4)),
 		newTestNet("192.0.2.1").local(1, 2).guarded().network(),
+		newTestNet("192.0.2.1").local(2, 3).guarded().classes(map[int]uint32{2: 1, 3: 2, 4: 2}).network(),
+		with(newTestNet("192.0.2.1").local(2, 3).guarded().classes(map[int]uint32{2: 2, 3: 0, 5: 2}).network(),
+			func(n *Network) { n.Guard.Policy.Classes[1].Admits[0].Last = 6000 }),
 		newTestNet("192.0.2.1").local(2, 3).guarded().network(),
 		with(small, func(n *Network) { n.Guard.Table = true }),
 	}

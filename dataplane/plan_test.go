@@ -83,6 +83,27 @@ func (n *testNet) guarded() *testNet {
 	return n
 }
 
+// classes gives the endpoints classes by number: those of 1 may reach those of 2 by TCP, port 5432, and UDP, port 53.
+func (n *testNet) classes(of map[int]uint32) *testNet {
+	names := []string{"0", "web", "db"}
+	spans := func(peer uint32) []guard.Span {
+		return []guard.Span{{Peer: peer, FirstProto: 6, LastProto: 6, First: 5432, Last: 5440},
+			{Peer: peer, FirstProto: 17, LastProto: 17, First: 53, Last: 53}}
+	}
+	n.Guard.Policy = guard.Policy{Classes: []guard.Class{{Name: names[0]},
+		{Name: names[1], Reaches: spans(2)}, {Name: names[2], Admits: spans(1)}}}
+	for i, class := range of {
+		n.Guard.Policy.Members = append(n.Guard.Policy.Members, guard.Member{Address: endpointIP(i), Class: class},
+			guard.Member{Address: insideIP6(i), Class: class})
+		for k := range n.Guard.Ports {
+			if n.Guard.Ports[k].Name == PortName(endpointID(i)) {
+				n.Guard.Ports[k].Class = names[class]
+			}
+		}
+	}
+	return n
+}
+
 func (n *testNet) neighbour(i int) {
 	n.Neighbours = append(n.Neighbours, Neighbour{endpointIP(i), endpointMAC(i)})
 }
@@ -142,6 +163,13 @@ func TestPlanPrintsTheCommandsAnEngineerWouldType(t *testing.T) {
 			newTestNet("192.0.2.1").local(1).guarded().network()},
 		{"adopted-port-is-not-guarded", newTestNet("192.0.2.1").guarded().network().asRead(),
 			with(newTestNet("192.0.2.1").local(1).guarded().network(), func(n *Network) { n.Ports[0].Adopt = true })},
+		{"policy-added", newTestNet("192.0.2.1").local(1).guarded().network().asRead(),
+			newTestNet("192.0.2.1").local(1).guarded().classes(map[int]uint32{1: 1, 3: 2}).network()},
+		{"policy-changed", newTestNet("192.0.2.1").local(1, 2).guarded().classes(map[int]uint32{1: 1, 2: 2, 3: 2}).network().asRead(),
+			with(newTestNet("192.0.2.1").local(1, 2).guarded().classes(map[int]uint32{1: 2, 2: 0, 4: 2}).network(),
+				func(n *Network) { n.Guard.Policy.Classes[1].Admits[0].Last = 6000 })},
+		{"policy-removed", newTestNet("192.0.2.1").local(1).guarded().classes(map[int]uint32{1: 1, 3: 2}).network().asRead(),
+			newTestNet("192.0.2.1").local(1).guarded().network()},
 		{"first-service", there, balanced(full, web(10, 2, 3))},
 		{"second-service", balanced(there, web(10, 2, 3)).asRead(),
 			balanced(full, db(11, 4), web(10, 2, 3))},
@@ -233,6 +261,13 @@ func anyNetwork() *rapid.Generator[Network] {
 		n.Guard.Table = true // it stays, wanted or not
 		if rapid.Bool().Draw(t, "guarded") {
 			n.guarded()
+			if rapid.Bool().Draw(t, "policy") {
+				of := map[int]uint32{}
+				for _, i := range at[""] {
+					of[i] = uint32(rapid.IntRange(0, 2).Draw(t, "class"))
+				}
+				n.classes(of)
+			}
 		}
 		return n.network()
 	})

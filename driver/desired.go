@@ -50,8 +50,13 @@ func desired(
 		}
 	}
 	slices.SortFunc(local, func(a, b store.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
+	j := newJudge(nw, services)
 	for _, e := range local {
 		addLocal(&out, e)
+		out.Guard.AddEndpoint(guardedPort(j, e), e.MAC, e.Addrs()...)
+	}
+	if j != nil {
+		out.Guard.Policy = guard.Policy{Classes: j.classes(), Members: j.members(endpoints)}
 	}
 	out.Guard.Sort()
 	out.Services = balanced(me, services, endpoints)
@@ -85,7 +90,15 @@ func addLocal(out *dataplane.Network, e store.Endpoint) {
 	})
 	out.FDB = append(out.FDB, dataplane.FDBEntry{MAC: e.MAC, Port: e.ID})
 	addNeighbours(out, e)
-	out.Guard.AddEndpoint(guard.Port{Name: dataplane.PortName(e.ID)}, e.MAC, e.Addrs()...)
+}
+
+// guardedPort is a local endpoint's port as the packet filter knows it.
+func guardedPort(j *judge, e store.Endpoint) guard.Port {
+	p := guard.Port{Name: dataplane.PortName(e.ID)}
+	if j != nil {
+		p.Class, _ = j.class(e)
+	}
+	return p
 }
 
 // addRemote adds an endpoint of another node: behind the VXLAN device in the bridge's table, at vtep in the device's

@@ -63,6 +63,8 @@ type Plane interface {
 	Present(ctx context.Context) ([]dataplane.Network, error)
 	Refresh(vni vxlan.VNI)
 	Drifted() <-chan vxlan.VNI
+	// Guards says why what containers send cannot be judged on this node.
+	Guards() error
 }
 
 // Reconciliation is one pass over one network.

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/network"
@@ -68,7 +65,7 @@ func (d *Driver) parseEndpoint(ctx context.Context, req *network.CreateEndpointR
 		ID: req.EndpointID, Network: nw.Name, Node: d.site.node, DockerID: req.NetworkID, IPv4: v4, IPv6: v6,
 		Phase: store.PhaseCreated, Created: d.cfg.Now(),
 	}
-	errs := []error{err4, err6, store.CheckID("endpoint", req.EndpointID), checkEndpointOptions(req.Options)}
+	errs := []error{err4, err6, store.CheckID("endpoint", req.EndpointID), parseEndpointOptions(nw, req.Options, &e)}
 	for _, a := range e.Addrs() {
 		if _, ok := subnetOf(nw, a); !ok {
 			errs = append(errs, fmt.Errorf("address %s is in no subnet of network %s (%v)", a, nw.Name, nw.Subnets))
@@ -85,22 +82,6 @@ func (d *Driver) parseEndpoint(ctx context.Context, req *network.CreateEndpointR
 		errs = append(errs, err)
 	}
 	return nw, e, errors.Join(errs...)
-}
-
-// checkEndpointOptions refuses options that a user gave (docker network connect --driver-opt) and netdriver does not
-// know; what Docker adds by itself is left to Docker.
-func checkEndpointOptions(options map[string]any) error {
-	var unknown []string
-	for _, k := range slices.Sorted(maps.Keys(options)) {
-		if !strings.HasPrefix(k, labelPrefix) {
-			unknown = append(unknown, k)
-		}
-	}
-	if len(unknown) > 0 {
-		return fmt.Errorf("unknown endpoint option %s: there are none on an overlay network; omit --driver-opt",
-			strings.Join(unknown, ", "))
-	}
-	return nil
 }
 
 // publish writes the endpoint, its claim on the MAC and its name into its leases, in one transaction. The same endpoint
@@ -151,6 +132,10 @@ func (d *Driver) published(ctx context.Context, nw store.Network, e store.Endpoi
 
 // sameEndpoint says whether an endpoint that exists is the one asked for.
 func sameEndpoint(have, asked store.Endpoint) error {
+	if have.Group != asked.Group || have.Limit != asked.Limit {
+		return fmt.Errorf("it exists already with group %q and rate %s, asked for %q and %s",
+			have.Group, formatRate(have.Rate), asked.Group, formatRate(asked.Rate))
+	}
 	if have.MAC != asked.MAC || have.IPv4 != asked.IPv4 || have.IPv6 != asked.IPv6 || have.Node != asked.Node {
 		return fmt.Errorf("it exists already with address %v and MAC %s on node %s, asked for %v and %s",
 			have.Addrs(), have.MAC, have.Node, asked.Addrs(), asked.MAC)

@@ -152,18 +152,19 @@ func (d *Driver) fits(ctx context.Context, s spec, nw store.Network) error {
 	if s.allocation {
 		return nil // a manager need not have a part in it
 	}
-	return d.encrypts(ctx, nw)
+	return errors.Join(d.encrypts(ctx, nw), d.judges(nw))
 }
 
 // found is the record of a new network with everything that the user left open chosen.
 func (d *Driver) found(ctx context.Context, s spec, name string) (store.Network, error) {
 	nw := store.Network{
 		Name: name, Mode: store.ModeOverlay, VNI: s.vni, Port: s.port, MTU: s.mtu, Subnets: s.subnets, Internal: s.internal,
-		Creator: d.site.node, Created: d.cfg.Now(),
+		Isolation: s.isolation.record(),
+		Creator:   d.site.node, Created: d.cfg.Now(),
 	}
 	err := s.settle(&nw)
 	if err == nil && !s.allocation {
-		err = d.encrypts(ctx, nw)
+		err = errors.Join(d.encrypts(ctx, nw), d.judges(nw))
 	}
 	if err != nil {
 		return nw, err

@@ -46,7 +46,12 @@ func optionHelp() map[string]string {
 		optionMTU:     "bytes, derived from the underlay if omitted",
 
 		optionEncrypted: "true, false, aes-256-gcm, aes-128-gcm or chacha20-poly1305",
-		optionRekey:     fmt.Sprintf("how long a key is used, %s..%s, %s if omitted", MinRekey, MaxRekey, ipsec.DefaultRekey),
+		optionIsolate:   "true or false",
+		optionAllow:     "rules such as web>db:5432/tcp, separated by commas",
+		optionRate:      rateHelp(),
+		optionBurst:     burstHelp,
+
+		optionRekey: fmt.Sprintf("how long a key is used, %s..%s, %s if omitted", MinRekey, MaxRekey, ipsec.DefaultRekey),
 	}
 }
 
@@ -60,6 +65,7 @@ type spec struct {
 	internal bool
 	subnets  []netip.Prefix
 	encryption
+	isolation
 	// allocation: a swarm's leader asks, for all nodes. foreignIPAM: the addresses come from another IPAM driver.
 	allocation, foreignIPAM bool
 }
@@ -82,7 +88,7 @@ func parseNetwork(req *network.CreateNetworkRequest) (spec, error) {
 		errs = append(errs, s.addPool(d))
 		s.foreignIPAM = s.foreignIPAM || d != nil && d.AddressSpace != ipam.LocalSpace
 	}
-	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check())...)
+	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check(), s.isolation.check())...)
 }
 
 // parseAllocation validates an AllocateNetwork request, whose options are the user's alone; its subnets do not say
@@ -98,7 +104,7 @@ func parseAllocation(req *network.AllocateNetworkRequest) (spec, error) {
 			errs = append(errs, s.addPool(&d))
 		}
 	}
-	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check())...)
+	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check(), s.isolation.check())...)
 }
 
 // addPool takes one subnet of a request.
@@ -167,6 +173,8 @@ func (s *spec) set(key, value string) (err error) {
 		err = s.setEncrypted(value)
 	case optionRekey:
 		err = s.setRekey(value)
+	case optionIsolate, optionAllow, optionRate, optionBurst:
+		err = s.setIsolation(key, value)
 	default:
 		known := slices.Sorted(maps.Keys(optionHelp()))
 		return fmt.Errorf("unknown option --opt %s=%s; the options are %s", key, value, strings.Join(known, ", "))
@@ -214,6 +222,7 @@ func (s spec) contradictions(nw store.Network) error {
 		differ(optionMTU, nw.MTU, s.mtu)
 	}
 	s.encryption.contradictions(nw, differ)
+	s.isolation.contradictions(nw, differ)
 	if s.internal != nw.Internal {
 		differ("internal", nw.Internal, s.internal)
 	}

@@ -69,6 +69,7 @@ type Network struct {
 	Rekey   time.Duration `json:"rekey,omitempty"`
 	Creator string        `json:"creator"`
 	Created time.Time     `json:"created"`
+	Isolation
 	// Swarm is Docker's id of the swarm network that this one was allocated for, empty if it is none. Such a network stays
 	// when no node has a task in it: it goes when the swarm frees it and its last member has left.
 	Swarm string `json:"swarm,omitempty"`
@@ -167,7 +168,11 @@ type Endpoint struct {
 	IPv6     netip.Prefix `json:"ipv6,omitzero"`
 	MAC      vxlan.MAC    `json:"mac"`
 	Phase    string       `json:"phase"`
-	Created  time.Time    `json:"created"`
+	// Group is what the rules of the network call it; empty is none.
+	Group string `json:"group,omitempty"`
+	// Limit is its own, in the place of the network's.
+	Limit
+	Created time.Time `json:"created"`
 }
 
 // Addrs returns the endpoint's addresses, IPv4 first.

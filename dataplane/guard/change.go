@@ -15,8 +15,15 @@ const (
 	MakeTable Verb = iota + 1 // the table, and all that is not a network's; what is there of networks stays
 	PutPort
 	PutSource
+	PutClass  // with its chain; in the place of what is there of it
+	PutMember // in the place of what the address is
+	Judge     // frames to a port by its class from now on
 	DelSource
+	Release // a port from being judged
 	DelPort
+	DelMember
+	DelClass
+	DelPolicy // what all classes of a network share
 )
 
 // Removes says whether the change takes something away.
@@ -30,6 +37,12 @@ type Change struct {
 	Port    string
 	MAC     vxlan.MAC
 	Address netip.Addr
+	// Class of PutClass, DelClass, Judge; Admits and Reaches are those of PutClass: see formatSpans.
+	Class           string
+	Admits, Reaches string
+	// Number is that of PutMember's class. Replaces: a member, or a port's class, is there and differs.
+	Number   uint32
+	Replaces bool
 }
 
 // String returns the nft command that does the same in netdriver's namespace.
@@ -47,6 +60,35 @@ func (c Change) String() string {
 		return fmt.Sprintf("nft add element bridge %s %s { %s . %s . %s }", tableName, ownSet(c.Address), c.Port, c.MAC, c.Address)
 	case DelSource:
 		return fmt.Sprintf("nft delete element bridge %s %s { %s . %s . %s }", tableName, ownSet(c.Address), c.Port, c.MAC, c.Address)
+	}
+	return c.policyString()
+}
+
+func (c Change) policyString() string {
+	to := func(set string) string { return fmt.Sprintf("bridge %s %s", tableName, set) }
+	instead := func(set, key string) string {
+		if !c.Replaces {
+			return ""
+		}
+		return fmt.Sprintf("delete element %s { %s }; ", to(set), key)
+	}
+	switch c.Verb {
+	case PutClass:
+		return fmt.Sprintf("nft 'add chain %s; add element %s { %s }; add element %s { %s }'", to(chainTo(c.VNI, c.Class)),
+			to(setAdmits(c.VNI, c.Class)), c.Admits, to(setReaches(c.VNI, c.Class)), c.Reaches)
+	case DelClass:
+		return fmt.Sprintf("nft delete chain %s", to(chainTo(c.VNI, c.Class)))
+	case PutMember:
+		set := mapClasses(c.VNI, c.Address)
+		return fmt.Sprintf("nft '%sadd element %s { %s : %d }'", instead(set, c.Address.String()), to(set), c.Address, c.Number)
+	case DelMember:
+		return fmt.Sprintf("nft delete element %s { %s }", to(mapClasses(c.VNI, c.Address)), c.Address)
+	case Judge:
+		return fmt.Sprintf("nft '%sadd element %s { %s : goto %s }'", instead(mapTo, c.Port), to(mapTo), c.Port, chainTo(c.VNI, c.Class))
+	case Release:
+		return fmt.Sprintf("nft delete element %s { %s }", to(mapTo), c.Port)
+	case DelPolicy:
+		return fmt.Sprintf("nft 'delete map %s; delete map %s'", to(mapClasses4(c.VNI)), to(mapClasses6(c.VNI)))
 	}
 	return fmt.Sprintf("unknown change %d of port %s", c.Verb, c.Port)
 }

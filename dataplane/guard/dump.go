@@ -76,12 +76,32 @@ func (t *Table) dumpAll() (*dump, error) {
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("list the rules: %w", err)
 	}
-	for _, name := range setNames() {
+	names, err := t.setNames()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
 		if d.elements[name], err = t.elements(name); err != nil {
 			return nil, err
 		}
 	}
 	return d, nil
+}
+
+// setNames are all sets and maps but those that frames fill.
+func (t *Table) setNames() (all []string, err error) {
+	err = t.get(unix.NFT_MSG_GETSET, netlink.Dump, []netlink.Attribute{text(unix.NFTA_SET_TABLE, tableName)},
+		func(a *netlink.AttributeDecoder) {
+			for a.Next() {
+				if a.Type() == unix.NFTA_SET_NAME {
+					all = append(all, a.String())
+				}
+			}
+		})
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("list the sets: %w", err)
+	}
+	return slices.DeleteFunc(all, func(s string) bool { return s == setFlows4 || s == setFlows6 }), nil
 }
 
 // elements lists those of a set; none if there is no such set.

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"errors"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -28,8 +29,76 @@ func (n *Network) Apply(c Change) error {
 	case DelSource:
 		n.Sources = remove(n.Sources, Source{c.Port, c.MAC, c.Address}, compareSources)
 	default:
+		return n.applyPolicy(c)
+	}
+	return nil
+}
+
+func (n *Network) applyPolicy(c Change) error {
+	p := &n.Policy
+	switch c.Verb {
+	case PutClass:
+		return p.putClass(c)
+	case DelClass:
+		if slices.ContainsFunc(n.Ports, func(p Port) bool { return p.Class == c.Class }) {
+			return unix.EBUSY
+		}
+		p.Classes = remove(p.Classes, Class{Name: c.Class}, compareClasses)
+	case DelPolicy:
+		if len(p.Classes) > 0 {
+			return unix.EBUSY
+		}
+		*p = Policy{}
+	case PutMember:
+		return p.putMember(c)
+	case DelMember:
+		p.Members = remove(p.Members, Member{Address: c.Address}, compareMembers)
+	case Judge:
+		return n.judge(c)
+	case Release:
+		if i, found := slices.BinarySearchFunc(n.Ports, Port{Name: c.Port}, comparePorts); found {
+			n.Ports[i].Class = ""
+		}
+	default:
 		return unix.EOPNOTSUPP
 	}
+	return nil
+}
+
+func (p *Policy) putClass(c Change) error {
+	admits, err1 := parseSpans(c.Admits)
+	reaches, err2 := parseSpans(c.Reaches)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	p.Classes = insert(remove(p.Classes, Class{Name: c.Class}, compareClasses), Class{c.Class, admits, reaches}, compareClasses)
+	return nil
+}
+
+func (p *Policy) putMember(c Change) error {
+	m := Member{c.Address, c.Number}
+	i, found := slices.BinarySearchFunc(p.Members, m, compareMembers)
+	switch {
+	case len(p.Classes) == 0 || c.Replaces && !found:
+		return unix.ENOENT
+	case found && !c.Replaces && p.Members[i] != m:
+		return unix.EEXIST
+	}
+	p.Members = insert(remove(p.Members, m, compareMembers), m, compareMembers)
+	return nil
+}
+
+func (n *Network) judge(c Change) error {
+	i, found := slices.BinarySearchFunc(n.Ports, Port{Name: c.Port}, comparePorts)
+	switch {
+	case !found: // the kernel would take it; nobody asks for it
+		return unix.EINVAL
+	case !n.Policy.has(c.Class) || c.Replaces && n.Ports[i].Class == "":
+		return unix.ENOENT
+	case !c.Replaces && n.Ports[i].Class != "" && n.Ports[i].Class != c.Class:
+		return unix.EEXIST
+	}
+	n.Ports[i].Class = c.Class
 	return nil
 }
 

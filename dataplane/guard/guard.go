@@ -25,10 +25,16 @@ type Network struct {
 	Ports []Port
 	// Sources are what their frames may come from, sorted by Port, MAC, Address.
 	Sources []Source
+	// Policy judges what goes to the ports that have a Class.
+	Policy Policy
 }
 
 // Port is one local endpoint's port of the bridge: what is dropped at it is counted.
-type Port struct{ Name string }
+type Port struct {
+	Name string
+	// Class is the class by which frames to the port are judged; all pass if it is empty.
+	Class string
+}
 
 // Source is a MAC with one address that frames from a port may have as their own.
 type Source struct {
@@ -48,16 +54,19 @@ func (n *Network) Sort() {
 	slices.SortFunc(n.Ports, comparePorts)
 	slices.SortFunc(n.Sources, compareSources)
 	n.Sources = slices.Compact(n.Sources)
+	n.Policy.sort()
 }
 
 // Clone returns a copy that shares nothing with n.
 func (n Network) Clone() Network {
-	n.Ports, n.Sources = slices.Clone(n.Ports), slices.Clone(n.Sources)
+	n.Ports, n.Sources, n.Policy = slices.Clone(n.Ports), slices.Clone(n.Sources), n.Policy.clone()
 	return n
 }
 
 // Empty says whether nothing in the table is the network's.
-func (n Network) Empty() bool { return len(n.Ports)+len(n.Sources) == 0 }
+func (n Network) Empty() bool {
+	return len(n.Ports)+len(n.Sources)+len(n.Policy.Classes)+len(n.Policy.Members) == 0
+}
 
 // Without returns n without what belongs to ports of which gone is true.
 func (n Network) Without(gone func(port string) bool) Network {
@@ -111,7 +120,7 @@ func (n Network) Check() error {
 			return fmt.Errorf("source of port %s without address or MAC", s.Port)
 		}
 	}
-	return nil
+	return n.Policy.check(n.Ports)
 }
 
 // ifNameSize is IFNAMSIZ of linux/if.h.

@@ -6,31 +6,83 @@ import "github.com/netdriver/netdriver/vxlan"
 // made before any port comes up, removals come last.
 type Changes struct{ Make, Put, Del []Change }
 
-// Plan returns the changes that lead from have to want.
+// Plan returns the changes that lead from have to want. Classes come before the ports that are judged by them, and the
+// other way round when they go.
 func Plan(v vxlan.VNI, have, want Network) Changes {
-	var c Changes
-	put := func(ch Change) { ch.VNI = v; c.Put = append(c.Put, ch) }
-	del := func(ch Change) { ch.VNI = v; c.Del = append(c.Del, ch) }
+	p := planner{vni: v}
 	if want.Table && !have.Table {
-		c.Make = append(c.Make, Change{Verb: MakeTable})
+		p.Make = append(p.Make, Change{Verb: MakeTable})
 	}
-	merge(have.Ports, want.Ports, comparePorts, func(h, w *Port) {
-		switch {
-		case w == nil:
-			del(Change{Verb: DelPort, Port: h.Name})
-		case h == nil:
-			put(Change{Verb: PutPort, Port: w.Name})
-		}
-	})
+	p.ports(have.Ports, want.Ports)
+	p.policy(have.Policy, want.Policy)
+	p.Put = append(p.Put, p.judge...)
 	merge(have.Sources, want.Sources, compareSources, func(h, w *Source) {
 		switch {
 		case w == nil:
-			del(Change{Verb: DelSource, Port: h.Port, MAC: h.MAC, Address: h.Address})
+			p.del(Change{Verb: DelSource, Port: h.Port, MAC: h.MAC, Address: h.Address})
 		case h == nil:
-			put(Change{Verb: PutSource, Port: w.Port, MAC: w.MAC, Address: w.Address})
+			p.put(Change{Verb: PutSource, Port: w.Port, MAC: w.MAC, Address: w.Address})
 		}
 	})
-	return c
+	return p.Changes
+}
+
+type planner struct {
+	Changes
+	vni   vxlan.VNI
+	judge []Change
+}
+
+func (p *planner) put(c Change) { c.VNI = p.vni; p.Put = append(p.Put, c) }
+func (p *planner) del(c Change) { c.VNI = p.vni; p.Del = append(p.Del, c) }
+
+func (p *planner) ports(have, want []Port) {
+	merge(have, want, comparePorts, func(h, w *Port) {
+		var was, is string
+		if h != nil {
+			was = h.Class
+		}
+		if w != nil {
+			is = w.Class
+		}
+		if h == nil {
+			p.put(Change{Verb: PutPort, Port: w.Name})
+		}
+		switch {
+		case was == is:
+		case is == "":
+			p.del(Change{Verb: Release, Port: h.Name})
+		default:
+			p.judge = append(p.judge, Change{Verb: Judge, VNI: p.vni, Port: w.Name, Class: is, Replaces: was != ""})
+		}
+		if w == nil {
+			p.del(Change{Verb: DelPort, Port: h.Name})
+		}
+	})
+}
+
+func (p *planner) policy(have, want Policy) {
+	merge(have.Classes, want.Classes, compareClasses, func(h, w *Class) {
+		if w != nil && (h == nil || !h.equal(*w)) {
+			p.put(Change{Verb: PutClass, Class: w.Name, Admits: formatSpans(w.Admits), Reaches: formatSpans(w.Reaches)})
+		}
+	})
+	merge(have.Members, want.Members, compareMembers, func(h, w *Member) {
+		switch {
+		case w == nil && len(want.Classes) > 0: // else the map goes
+			p.del(Change{Verb: DelMember, Address: h.Address})
+		case w != nil && (h == nil || h.Class != w.Class):
+			p.put(Change{Verb: PutMember, Address: w.Address, Number: w.Class, Replaces: h != nil})
+		}
+	})
+	merge(have.Classes, want.Classes, compareClasses, func(h, w *Class) {
+		if w == nil {
+			p.del(Change{Verb: DelClass, Class: h.Name})
+		}
+	})
+	if len(want.Classes) == 0 && len(have.Classes)+len(have.Members) > 0 {
+		p.del(Change{Verb: DelPolicy})
+	}
 }
 
 // merge walks two sorted slices at once and calls f with what compares equal; what one of them lacks is nil.

@@ -50,6 +50,7 @@ func (t *Table) Read(ownerOf func(port string) (vxlan.VNI, bool)) (map[vxlan.VNI
 			c.source(e)
 		}
 	}
+	c.policies(d)
 	for _, n := range c.nets {
 		n.Table = intact
 		n.Sort()
@@ -77,6 +78,10 @@ func (c *collector) network(e element, port string) *Network {
 	} else {
 		return nil
 	}
+	return c.of(v)
+}
+
+func (c *collector) of(v vxlan.VNI) *Network {
 	if c.nets[v] == nil {
 		c.nets[v] = &Network{}
 	}
@@ -85,18 +90,40 @@ func (c *collector) network(e element, port string) *Network {
 
 // ports adds the ports that are in each of the sets that count.
 func (c *collector) ports(d *dump) {
+	classes := d.judged()
 	in := map[string]int{}
 	for _, set := range counted() {
 		for _, e := range d.elements[set] {
 			name := nameOf(e.key)
 			if in[name]++; in[name] == len(counted()) {
 				if n := c.network(e, name); n != nil {
-					n.Ports = append(n.Ports, Port{Name: name})
+					n.Ports = append(n.Ports, Port{Name: name, Class: classes[name]})
 				}
 			}
 		}
 	}
 }
+
+// judged returns the classes of ports that are judged.
+func (d *dump) judged() map[string]string {
+	learns, classes := map[string]bool{}, map[string]string{}
+	for _, e := range d.elements[setLearns] {
+		learns[nameOf(e.key)] = true
+	}
+	for _, e := range d.elements[mapTo] {
+		name := nameOf(e.key)
+		if _, _, class, ok := parseName(e.chain); ok {
+			classes[name] = class
+		}
+		if !learns[name] { // half of it: to be put again in the place of what is there
+			classes[name] = incomplete
+		}
+	}
+	return classes
+}
+
+// incomplete is the class of a port that has one and lacks what goes with it. No class has such a name.
+const incomplete = "?"
 
 func (c *collector) source(e element) {
 	if len(e.key) < addressAt {

@@ -160,6 +160,7 @@ type batch struct {
 	conn  *nftables.Conn
 	table *nftables.Table
 	err   error
+	ids   uint32
 
 	set   string
 	dels  bool
@@ -172,8 +173,8 @@ func (t *Table) batch(name string) *batch {
 
 func (b *batch) make(tell bool) {
 	b.conn.AddTable(b.table)
-	for i, s := range b.sets() {
-		s.ID = uint32(i + 1)
+	for _, s := range b.sets() {
+		s.ID = b.nextID()
 		b.note(b.conn.AddSet(s, nil))
 	}
 	all := chains()
@@ -238,6 +239,8 @@ func (b *batch) add(c Change) {
 		comment = ownerComment(c.VNI)
 	}
 	switch c.Verb {
+	case PutClass, DelClass, DelPolicy, PutMember, DelMember, Judge, Release:
+		b.policy(c, comment)
 	case PutPort, DelPort:
 		for _, set := range counted() {
 			b.element(set, del, nftables.SetElement{Key: nameKey(c.Port), Comment: comment})
@@ -246,9 +249,6 @@ func (b *batch) add(c Change) {
 		b.element(ownSet(c.Address), del, nftables.SetElement{Key: sourceKey(c.Port, c.MAC, c.Address), Comment: comment})
 	}
 }
-
-// setNames are all sets that have elements of networks.
-func setNames() []string { return append([]string{setOwn4, setOwn6}, counted()...) }
 
 // counted are the sets that have every guarded port.
 func counted() []string { return []string{setSpoofed, setDenied} }
@@ -262,6 +262,21 @@ func (b *batch) sets() []*nftables.Set {
 	for _, name := range counted() {
 		all = append(all, &nftables.Set{Name: name, Table: b.table, KeyType: nftables.TypeIFName, Counter: true,
 			KeyByteOrder: binaryutil.NativeEndian}) // else nft shows no names
+	}
+	mutable := func(name string) *nftables.Set { return &nftables.Set{Name: name, Table: b.table} }
+	to := mutable(mapTo)
+	to.IsMap, to.KeyType, to.DataType, to.KeyByteOrder = true, nftables.TypeIFName, nftables.TypeVerdict, binaryutil.NativeEndian
+	learns := mutable(setLearns)
+	learns.KeyType, learns.KeyByteOrder = nftables.TypeIFName, binaryutil.NativeEndian
+	all = append(all, to, learns)
+	for _, name := range []string{setFlows4, setFlows6} {
+		f, address := mutable(name), nftables.TypeIPAddr
+		if name == setFlows6 {
+			address = nftables.TypeIP6Addr
+		}
+		f.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, address, nftables.TypeInetService, address, nftables.TypeInetService)
+		f.Dynamic, f.HasTimeout, f.Timeout, f.Size = true, true, flowIdle, maxFlows
+		all = append(all, f)
 	}
 	return all
 }
