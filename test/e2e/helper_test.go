@@ -75,8 +75,14 @@ func refused(t *testing.T, n *lab.Node, args ...string) string {
 // httpGet asks a web server for / from a node itself, not from a container. It needs nothing but bash.
 func httpGet(t *testing.T, n *lab.Node, host string, port int) (string, error) {
 	t.Helper()
-	const script = `exec 3<>"/dev/tcp/$0/$1" && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && timeout 5 cat <&3`
-	out, err := n.Exec(t.Context(), "timeout", "10", "bash", "-c", script, host, strconv.Itoa(port))
+	return httpGetPage(t, n, host, port, "/")
+}
+
+// httpGetPage is httpGet for any page.
+func httpGetPage(t *testing.T, n *lab.Node, host string, port int, page string) (string, error) {
+	t.Helper()
+	const script = `exec 3<>"/dev/tcp/$0/$1" && printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&3 && timeout 5 cat <&3`
+	out, err := n.Exec(t.Context(), "timeout", "10", "bash", "-c", script, host, strconv.Itoa(port), page)
 	if err != nil {
 		return "", err
 	}

@@ -231,8 +231,13 @@ func networksAreAddedToAServiceAndTakenAwayAndPortsArePublished(s *swarm) {
 	s.running(manager, "web", 2)
 	var reached int
 	for _, n := range s.Nodes {
-		if page, err := httpGet(t, s.Outside, n.Addr.String(), 8080); err == nil && strings.HasPrefix(page, "web-") {
-			reached++
+		page, err := httpGet(t, s.Outside, n.Addr.String(), 8080)
+		if err != nil || !strings.HasPrefix(page, "web-") {
+			continue
+		}
+		reached++
+		if client, err := httpGetPage(t, s.Outside, n.Addr.String(), 8080, clientPage); !strings.Contains(client, s.Outside.Addr.String()) {
+			t.Errorf("the task on %s is asked from %q (%v), want the client's own address %s", n.Name, client, err, s.Outside.Addr)
 		}
 	}
 	if reached != 2 {

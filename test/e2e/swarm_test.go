@@ -138,8 +138,12 @@ func (s *swarm) network(name, subnet string, args ...string) string {
 	return name
 }
 
-// webScript is a web server that says which task it is, and takes a second to end.
-const webScript = `trap "exit 0" TERM; hostname >/www/index.html; httpd -f -h /www & wait`
+// webScript is a web server that says which task it is, and at clientPage who asks.
+const webScript = `trap "exit 0" TERM; hostname >/www/index.html; mkdir -p /www/cgi-bin
+printf '#!/bin/sh\nprintf "\\r\\n"; echo $REMOTE_ADDR\n' >/www/cgi-bin/client; chmod +x /www/cgi-bin/client; httpd -f -h /www & wait`
+
+// clientPage is where a task's web server says from which address it was asked.
+const clientPage = "/cgi-bin/client"
 
 // service creates a service of web servers and waits until all of its tasks run.
 func (s *swarm) service(manager *lab.Node, name, network string, replicas int, args ...string) {
