@@ -28,6 +28,8 @@ type Sources struct {
 	// Filter is the host's packet filter; if nil, Unfiltered says why there is none.
 	Filter     Filter
 	Unfiltered string
+	// Encryption may be nil.
+	Encryption Protector
 	// Node is this node's record.
 	Node store.Node
 	// Now is the clock, time.Now if nil.
@@ -95,6 +97,7 @@ func (d *Diagnosis) Networks(ctx context.Context) (NetworksReport, error) {
 	for _, f := range all {
 		r := judge(f)
 		r.Endpoints, r.Services = nil, nil
+		r.Encryption = r.Encryption.brief()
 		out.Networks = append(out.Networks, r)
 	}
 	return out, nil
@@ -140,7 +143,7 @@ func (d *Diagnosis) kernelOnly(ctx context.Context, c cluster) (NetworksReport, 
 		r := NetworkReport{
 			Schema: Schema, Network: n.Name, Verdict: Unknown, Node: d.src.Node.Name, Member: true, Mode: store.ModeOverlay,
 			VNI:  n.VNI,
-			Port: n.VXLAN.Port, Subnets: []Subnet{}, MTU: mtu(n.Bridge.MTU, d.src.Node), Peers: []Peer{},
+			Port: n.VXLAN.Port, Subnets: []Subnet{}, MTU: mtu(store.Network{MTU: n.Bridge.MTU}, d.src.Node), Peers: []Peer{},
 			EndpointCount: len(n.Ports), Data: out.Data, Reasons: []Reason{unread(d.src.Node.Name, c.err)},
 		}
 		for _, p := range n.Ports {

@@ -279,8 +279,8 @@ func TestAPeerWithATooSmallUnderlayIsToldWithBothRemedies(t *testing.T) {
 func TestARecordOfALaterVersionIsAReason(t *testing.T) {
 	c := newCluster(t)
 	key := store.EndpointKey("my-net", "later")
-	c.put(store.Put(key, []byte(`{"v":2,"r":{}}`)))
-	expect(t, c.report(), Degraded, key, "version 2")
+	c.put(store.Put(key, []byte(`{"v":3,"r":{}}`)))
+	expect(t, c.report(), Degraded, key, "version 3")
 }
 
 func TestWithoutTheStoreTheMirrorAnswersInTime(t *testing.T) {
@@ -445,9 +445,11 @@ type fakeFilter struct {
 	problem error
 }
 
-func (f fakeFilter) Kind() string                 { return "nftables" }
-func (f fakeFilter) Problem() error               { return f.problem }
-func (f fakeFilter) Receipts() []firewall.Receipt { return []firewall.Receipt{{Time: start, Op: "nft add"}} }
+func (f fakeFilter) Kind() string   { return "nftables" }
+func (f fakeFilter) Problem() error { return f.problem }
+func (f fakeFilter) Receipts() []firewall.Receipt {
+	return []firewall.Receipt{{Time: start, Op: "nft add"}}
+}
 func (f fakeFilter) Counts(context.Context, string) (map[string]firewall.Count, error) {
 	return f.counts, nil
 }

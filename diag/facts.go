@@ -71,6 +71,9 @@ type facts struct {
 	services  []service
 	names     map[string]store.Name // of endpoints, by id
 	sent      map[destination]Sent  // by clients here; nil if nothing was counted
+	// protected is what the members of an encrypted network say of their encryption; this node's is fresh.
+	protected  map[string]store.Protection
+	protectErr error // why this node's is not known
 }
 
 // cluster reads what is needed for all reports.
@@ -218,6 +221,9 @@ func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, whole bool
 				f.services = append(f.services, service{s, 0})
 			}
 		})
+	}
+	if nw.Encrypted {
+		d.protection(ctx, &f)
 	}
 	if whole {
 		f.sent = d.sent(ctx, nw, len(f.services) > 0)

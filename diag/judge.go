@@ -20,12 +20,13 @@ func judge(f facts) NetworkReport {
 	nw := f.network
 	r := NetworkReport{
 		Schema: Schema, Network: nw.Name, Node: f.me.Name, Member: slices.Contains(members(nw.Network), f.me.Name),
-		Mode: nw.Mode, VNI: nw.VNI, Port: nw.Port, Internal: nw.Internal, Subnets: f.subnets(), MTU: mtu(nw.MTU, f.me),
+		Mode: nw.Mode, VNI: nw.VNI, Port: nw.Port, Internal: nw.Internal, Subnets: f.subnets(), MTU: mtu(nw.Network, f.me),
 		Revision: Revision{Applied: f.statuses[f.me.Name].Applied[nw.Name], Wanted: f.wanted(), Store: f.revision},
 		Peers:    f.peers(), Endpoints: f.rows(), EndpointCount: len(f.endpoints), Data: f.data(),
 		DockerNetworks: f.network.docker(), Services: f.serviceRows(), ServiceCount: len(f.services),
 	}
 	r.Kernel = f.kernel(r.Member)
+	r.Encryption = f.encryption()
 	if r.Member && r.Mode == store.ModeOverlay {
 		r.Admission = f.admission
 	}
@@ -160,13 +161,17 @@ func usable(p netip.Prefix) uint64 {
 }
 
 // mtu explains a network's MTU by this node's underlay.
-func mtu(n int, me store.Node) MTU {
-	m := MTU{MTU: n, Underlay: me.UnderlayMTU, Overhead: vxlan.Overhead(me.VTEP)}
+func mtu(nw store.Network, me store.Node) MTU {
+	n := nw.MTU
+	m := MTU{MTU: n, Underlay: me.UnderlayMTU, Overhead: overhead(nw, me)}
+	parts := fmt.Sprintf("%d VXLAN", vxlan.Overhead(me.VTEP))
+	if nw.Encrypted {
+		parts += fmt.Sprintf(" − %d ESP", m.Overhead-vxlan.Overhead(me.VTEP))
+	}
 	if n == m.Underlay-m.Overhead {
-		m.Derived = fmt.Sprintf("%d = %d underlay − %d VXLAN", n, m.Underlay, m.Overhead)
+		m.Derived = fmt.Sprintf("%d = %d underlay − %s", n, m.Underlay, parts)
 	} else {
-		m.Derived = fmt.Sprintf("%d chosen; %d underlay − %d VXLAN allows %d here",
-			n, m.Underlay, m.Overhead, m.Underlay-m.Overhead)
+		m.Derived = fmt.Sprintf("%d chosen; %d underlay − %s allows %d here", n, m.Underlay, parts, m.Underlay-m.Overhead)
 	}
 	return m
 }

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/netdriver/netdriver/store"
-	"github.com/netdriver/netdriver/vxlan"
 )
 
 // reason makes a Reason; format and args are its cause.
@@ -28,6 +27,7 @@ func (f facts) reasons(r NetworkReport) []Reason {
 	for _, p := range r.Peers {
 		out = append(out, f.aboutPeer(r, p)...)
 	}
+	out = append(out, f.aboutEncryption(r)...)
 	for _, s := range r.Subnets {
 		if s.Used+s.Reserved >= s.Usable {
 			out = append(out, reason(Degraded, s.Subnet.String(), "remove containers, or make a network with a larger subnet",
@@ -81,10 +81,11 @@ func (f facts) aboutPeer(r NetworkReport, p Peer) []Reason {
 	if p.Problem != "" && p.Node != f.me.Name {
 		out = append(out, reason(Degraded, place, look, "%s reports: %s", p.Node, p.Problem))
 	}
-	need := r.MTU.MTU + vxlan.Overhead(p.Address)
+	more := overhead(f.network.Network, f.nodes[p.Node])
+	need := r.MTU.MTU + more
 	if p.Address.IsValid() && p.UnderlayMTU > 0 && p.UnderlayMTU < need {
 		remedy := fmt.Sprintf("raise the MTU of its underlay to %d, or create the network anew with --opt mtu=%d",
-			need, p.UnderlayMTU-vxlan.Overhead(p.Address))
+			need, p.UnderlayMTU-more)
 		out = append(out, reason(Degraded, place, remedy,
 			"%s has an underlay MTU of %d, packets of this network need %d", p.Node, p.UnderlayMTU, need))
 	}

@@ -59,7 +59,9 @@ type NetworkReport struct {
 	Internal       bool            `json:"internal"`
 	Subnets        []Subnet        `json:"subnets"`
 	MTU            MTU             `json:"mtu"`
-	Kernel         Kernel          `json:"kernel"`
+	// Encryption is nil for a network whose packets travel in clear.
+	Encryption *Encryption `json:"encryption,omitempty"`
+	Kernel     Kernel      `json:"kernel"`
 	// Admission is nil if this node is no member.
 	Admission *Admission `json:"admission,omitempty"`
 	Revision  Revision   `json:"revision"`

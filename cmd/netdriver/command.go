@@ -90,7 +90,7 @@ func (a app) root() *cobra.Command {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.AddCommand(
-		a.run(), a.inspect(), a.networks(), a.nodes(), a.cluster(), a.volume(), a.install(), a.uninstall(), a.door(), a.volumeChildVerb(),
+		a.run(), a.inspect(), a.prove(), a.networks(), a.nodes(), a.cluster(), a.volume(), a.install(), a.uninstall(), a.door(), a.volumeChildVerb(),
 		a.volumeTunnelVerb(), a.version(),
 	)
 	return root

@@ -151,12 +151,18 @@ func (p painter) networks(r diag.NetworksReport) string {
 		if n.Member {
 			here = "yes"
 		}
+		encrypted := "no"
+		if n.Encryption != nil {
+			encrypted = cmp.Or(n.Encryption.Cipher, "yes")
+		}
 		rows = append(rows, table.Row{
-			n.Network, cmp.Or(strings.Join(uniqueNames(n), ","), none), p.verdict(n.Verdict), n.VNI,
+			n.Network, cmp.Or(strings.Join(uniqueNames(n), ","), none), p.verdict(n.Verdict), n.VNI, encrypted,
 			strings.Join(subnets, ","), here, len(n.Peers), n.EndpointCount, firstCause(n),
 		})
 	}
-	return columns(table.Row{"NETWORK", "DOCKER", "VERDICT", "VNI", "SUBNETS", "HERE", "NODES", "ENDPOINTS", "WHY"}, rows)
+	return columns(table.Row{
+		"NETWORK", "DOCKER", "VERDICT", "VNI", "ENCRYPTED", "SUBNETS", "HERE", "NODES", "ENDPOINTS", "WHY",
+	}, rows)
 }
 
 // firstCause is the first reason of the verdict, and how many more there are.

@@ -26,6 +26,7 @@ func (p painter) network(r diag.NetworkReport) string {
 		line(&b, "subnet", subnet(s, r.Data))
 	}
 	line(&b, "mtu", r.MTU.Derived)
+	p.crypto(&b, r)
 	line(&b, "kernel", p.kernel(r))
 	if r.Admission != nil {
 		line(&b, "admission", p.admission(*r.Admission))
@@ -46,6 +47,9 @@ func (p painter) network(r diag.NetworkReport) string {
 	if len(r.Peers) > 0 {
 		b.WriteString("\n" + p.peers(r.Peers))
 	}
+	if r.Encryption != nil && len(r.Encryption.Pairs) > 0 {
+		b.WriteString("\n" + p.pairs(r.Encryption))
+	}
 	if len(r.Services) > 0 {
 		b.WriteString("\n" + p.services(r.Services))
 	}
@@ -57,6 +61,9 @@ func line(b *strings.Builder, what, s string) { fmt.Fprintf(b, "  %-9s  %s\n", w
 
 func (p painter) headline(r diag.NetworkReport) string {
 	kind := []string{r.Mode, fmt.Sprintf("VNI %d", r.VNI), fmt.Sprintf("UDP %d", r.Port)}
+	if r.Encryption != nil {
+		kind = slices.Insert(kind, 1, "encrypted")
+	}
 	if r.Internal {
 		kind = append(kind, "internal")
 	}

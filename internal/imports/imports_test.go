@@ -28,6 +28,7 @@ func allowed() map[string][]string {
 		"internal/plugin":   {},
 		"internal/cluster":  {"ipsec", "store/etcd"},
 		"internal/keying":   {"ipsec"},
+		"internal/proof":    {"internal/netlink"},
 		"internal/engine":   {},
 		"internal/swarm":    {"internal/engine"},
 		"internal/names":    {"internal/engine"},

@@ -34,6 +34,8 @@ type Sources struct {
 	Store  store.Store
 	Mirror *store.Mirror
 	Plane  Plane
+	// Encryption may be nil.
+	Encryption Encryption
 	// Node is this node's name, Version the program's.
 	Node, Version string
 }
@@ -86,7 +88,7 @@ func New(src Sources) *Metrics {
 	})
 	build.Set(1)
 	m.registry.MustRegister(m.calls, m.callTime, m.reconciles, m.operations, m.lastSuccess, build,
-		newState(src), newServices(src), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		newState(src), newServices(src), newEncryption(src), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 

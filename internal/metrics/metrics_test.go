@@ -47,6 +47,22 @@ func (counters) Counts(_ context.Context, vni vxlan.VNI) ([]balance.Count, error
 	}, nil
 }
 
+// pairs is an encryption with one peer, and one that is blocked.
+type pairs struct{}
+
+func (pairs) Protection(context.Context) (store.Protection, error) {
+	return store.Protection{
+		Epoch: 7, Drops: store.ProtectionDrops{PlainIn: 1, FilterOut: 2, Forged: 3},
+		Pairs: []store.Pair{
+			{Peer: "node2", SAs: []store.SA{
+				{SPI: 256, Packets: 10, Bytes: 1000}, {SPI: 257, In: true, Packets: 5, Bytes: 500, Forged: 1},
+				{SPI: 258, In: true, Packets: 6, Bytes: 600, Replayed: 1, Late: 1},
+			}},
+			{Peer: "node3", Blocked: "away"},
+		},
+	}, nil
+}
+
 // daemon is the metrics of a node1 that has a network web with one endpoint of its own and two of node2's, has seen
 // some calls, and knows a network that is elsewhere.
 func daemon(t *testing.T) (*Metrics, *store.Memory) {
@@ -104,7 +120,7 @@ func daemon(t *testing.T) (*Metrics, *store.Memory) {
 	)
 	put(store.Put(store.StatusKey("node11"), store.Encode(store.Status{Applied: map[string]int64{"web": 1}})))
 
-	m := New(Sources{Store: mem, Mirror: mirror, Plane: counters{}, Node: "node1", Version: "v1.2.3"})
+	m := New(Sources{Store: mem, Mirror: mirror, Plane: counters{}, Encryption: pairs{}, Node: "node1", Version: "v1.2.3"})
 	m.ObserveCall("NetworkDriver.Join", nil, 3*time.Millisecond)
 	m.ObserveCall("NetworkDriver.Join", errors.New("no"), time.Second)
 	m.ObserveReconciliation(
@@ -192,6 +208,15 @@ func TestAScrapeTellsWhatTheDaemonDidAndKnows(t *testing.T) {
 		`netdriver_service_backends{network="web",state="no endpoint"} 1`,
 		`netdriver_service_flows_total{address="10.10.0.2",network="web",service="front"} 6`,
 		`netdriver_service_sent_bytes_total{address="10.10.0.2",network="web",service="front"} 550`,
+		`netdriver_encryption_pairs{state="open"} 1`,
+		`netdriver_encryption_pairs{state="blocked"} 1`,
+		`netdriver_encryption_epoch 7`,
+		`netdriver_encryption_dropped_packets{reason="plain_in"} 1`,
+		`netdriver_encryption_dropped_packets{reason="filter_out"} 2`,
+		`netdriver_encryption_sa_bytes{direction="in",peer="node2"} 1100`,
+		`netdriver_encryption_sa_packets{direction="out",peer="node2"} 10`,
+		`netdriver_encryption_sa_replayed_packets{peer="node2"} 2`,
+		`netdriver_encryption_sa_forged_packets{peer="node2"} 1`,
 		`netdriver_build_info{goversion="go`,
 		`process_resident_memory_bytes`,
 	} {
