@@ -51,7 +51,8 @@ func (s SA) same(o SA) bool {
 	return s == o
 }
 
-func compareSAs(a, b SA) int {
+// CompareSAs is the order of State.SAs.
+func CompareSAs(a, b SA) int {
 	return cmp.Or(a.Dst.Compare(b.Dst), a.Src.Compare(b.Src), cmp.Compare(a.SPI, b.SPI))
 }
 
@@ -98,9 +99,9 @@ type State struct {
 	Policies []Policy
 }
 
-// sorted puts the lists in order.
-func (s State) sorted() State {
-	slices.SortFunc(s.SAs, compareSAs)
+// Sorted returns the state with its lists in order.
+func (s State) Sorted() State {
+	slices.SortFunc(s.SAs, CompareSAs)
 	slices.SortFunc(s.Policies, comparePolicies)
 	return s
 }
@@ -135,7 +136,7 @@ func Blocked(port uint16) State {
 				Policy{Dir: dir, Src: any, Dst: any, Port: port, Priority: BlockPriority, Block: true})
 		}
 	}
-	return s.sorted()
+	return s.Sorted()
 }
 
 // newSA returns the SA of a pair; its key is derived with own, either end's.

@@ -26,7 +26,7 @@ func pairState(t *testing.T) State {
 	s := Blocked(4790)
 	s.SAs = append(s.SAs, sa)
 	s.Policies = append(s.Policies, pairPolicy(Out, sa.Src, sa.Dst, 4790, sa.SPI))
-	return s.sorted()
+	return s.Sorted()
 }
 
 func TestTheFakeHoldsWhatWasPlanned(t *testing.T) {

@@ -42,7 +42,6 @@ const (
 	PoliciesFlushed                      // ip xfrm policy flush
 	SAChanged                            // it was added, changed, removed, or has expired
 	PolicyChanged
-	Acquired // a packet was dropped since the SA that its policy names is not there
 )
 
 // Event is news from the kernel.
@@ -50,7 +49,7 @@ type Event struct {
 	Kind EventKind
 	// SA of SAChanged. Gone: it is not there any more.
 	SA SAID
-	// Policy of PolicyChanged and Acquired.
+	// Policy of PolicyChanged.
 	Policy PolicyID
 	Gone   bool
 }

@@ -61,6 +61,15 @@ type Key struct {
 	material *sealed[[]byte]
 }
 
+// RandomKey returns a key that nobody else has, to try a kernel with. The error wraps ErrKey.
+func RandomKey(c Cipher) (Key, error) {
+	b := make([]byte, c.KeySize())
+	if _, err := rand.Read(b); err != nil {
+		return Key{}, fmt.Errorf("%w: %v", ErrKey, err)
+	}
+	return Key{material: &sealed[[]byte]{&b}}, nil
+}
+
 // Bytes returns the material for the kernel: the key, then 4 bytes of salt.
 func (k Key) Bytes() []byte {
 	if k.material == nil {

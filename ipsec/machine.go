@@ -111,7 +111,7 @@ func (m *Machine) Step(now time.Duration, v View) (State, error) {
 			state.SAs = append(state.SAs, a.SA)
 		}
 	}
-	return state.sorted(), errors.Join(errs...)
+	return state.Sorted(), errors.Join(errs...)
 }
 
 // meet takes over the records. A node that claims an address of another's is as unwelcome as the other: nobody can

@@ -106,7 +106,7 @@ func (s State) Apply(o Op) State {
 	case SetBlock, SetPolicy:
 		out.Policies = append(out.Policies, o.Policy)
 	}
-	return out.sorted()
+	return out.Sorted()
 }
 
 // String returns the ip command that does the same. The key stands as KEY.

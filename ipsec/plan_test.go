@@ -50,7 +50,7 @@ func testState(in, out uint32) State {
 		s.SAs = append(s.SAs, testSA("192.0.2.1", "192.0.2.2", out))
 		s.Policies = append(s.Policies, pairPolicy(Out, self, peer, 4790, out))
 	}
-	return s.sorted()
+	return s.Sorted()
 }
 
 func TestPlansAreTheCommandsOfAnEngineer(t *testing.T) {
@@ -67,13 +67,13 @@ func TestPlansAreTheCommandsOfAnEngineer(t *testing.T) {
 	for name, tt := range map[string]struct{ have, want State }{
 		"first":        {State{}, testState(0x1000, 0x2000)},
 		"receive-only": {Blocked(4790), testState(0x1000, 0)},
-		"switch":       {both.sorted(), testState(0x1001, 0x2001)},
+		"switch":       {both.Sorted(), testState(0x1001, 0x2001)},
 		"block":        {testState(0x1000, 0x2000), testState(0x1000, 0)},
 		"all-gone":     {testState(0x1000, 0x2000), State{}},
 		"policy-flush": {State{SAs: testState(0x1000, 0x2000).SAs}, testState(0x1000, 0x2000)},
 		"tampered":     {changed, testState(0x1000, 0x2000)},
 		"udp":          {Blocked(4790), udp},
-		"ipv6":         {Blocked(4790), six.sorted()},
+		"ipv6":         {Blocked(4790), six.Sorted()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var b strings.Builder

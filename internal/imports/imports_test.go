@@ -54,6 +54,7 @@ func allowed() map[string][]string {
 		"internal/nettest":  {},
 
 		"dataplane/firewall": {"internal/netlink"},
+		"ipsec/xfrm":         {"internal/netlink", "ipsec"},
 	}
 }
 
