@@ -85,6 +85,13 @@ func (d *Driver) check(ctx context.Context, r *NameRequest) (Report, error) {
 	}
 	answer, err := d.inspect(ctx, r)
 	answer.References = slices.DeleteFunc(answer.References, func(id string) bool { return id == checker })
+	if use, ok := answer.Users[d.cfg.Node]; ok {
+		use.Users = len(answer.References)
+		answer.Users[d.cfg.Node] = use
+		if use.Users == 0 {
+			delete(answer.Users, d.cfg.Node)
+		}
+	}
 	return answer, errors.Join(err, d.release(ctx, r.Name, checker))
 }
 

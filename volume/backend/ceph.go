@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +33,9 @@ func (s *session) prepareCeph(ctx context.Context) (mount.Plan, error) {
 	}
 	monitors, err := s.monitors(ctx)
 	if err != nil {
+		return mount.Plan{}, err
+	}
+	if err := os.MkdirAll(s.host.Logs, 0o700); err != nil {
 		return mount.Plan{}, err
 	}
 	plan := mount.Plan{
@@ -65,10 +72,8 @@ func (s *session) monitors(ctx context.Context) ([]netip.AddrPort, error) {
 			if answered {
 				continue
 			}
-			var conn net.Conn
-			if conn, err = s.dial(ctx, a, own, len(s.spec.Servers) > 1); err == nil {
+			if err = s.greet(ctx, a, own); err == nil {
 				s.server, answered = a, true
-				conn.Close()
 			}
 		}
 		if first == nil {
@@ -79,6 +84,32 @@ func (s *session) monitors(ctx context.Context) ([]netip.AddrPort, error) {
 		return nil, first
 	}
 	return out, nil
+}
+
+// greet waits for what a monitor says first, in both of its protocols ("ceph v027", "ceph v2"): the connection alone is
+// taken by its kernel, also for a monitor that is frozen.
+func (s *session) greet(ctx context.Context, a netip.Addr, port string) error {
+	alternatives := len(s.spec.Servers) > 1
+	conn, err := s.dial(ctx, a, port, alternatives)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if alternatives {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, preflight/3)
+		defer cancel()
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetReadDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	if _, err := io.ReadFull(conn, make([]byte, len("ceph v"))); err != nil {
+		s.server = a
+		return fmt.Errorf("wait for the greeting of %s: %w", conn.RemoteAddr(), silence(ctx, err))
+	}
+	return nil
 }
 
 func (s *session) cephKernel(monitors []netip.AddrPort) mount.Attempt {
@@ -110,7 +141,8 @@ func (s *session) cephFUSE(program string, monitors []netip.AddrPort) mount.Atte
 		hosts = append(hosts, m.String())
 	}
 	command := []string{
-		program, "-c", "/dev/null", "-m", strings.Join(hosts, ","), "--client_mountpoint=" + s.spec.Path, "--client_mount_timeout=5",
+		program, "-c", "/dev/null", "--no-mon-config", "-m", strings.Join(hosts, ","), "--client_mountpoint=" + s.spec.Path,
+		"--client_mount_timeout=5", "--log_file=" + s.cephLog(), "--err_to_stderr=false", "--admin_socket=",
 	}
 	if s.spec.User != "" {
 		command = append(command, "-n", "client."+s.spec.User, "--keyfile", s.spec.SecretFile)
@@ -126,18 +158,44 @@ func (s *session) cephFUSE(program string, monitors []netip.AddrPort) mount.Atte
 	return mount.Attempt{Label: "CephFS in user space", Command: append(command, mount.Placeholder)}
 }
 
+// cephLog is where ceph-fuse writes.
+func (s *session) cephLog() string { return filepath.Join(s.host.Logs, "cephfs-"+s.name+".log") }
+
+// cephFUSEStatus finds the system's number in what ceph-fuse says: "ceph mount failed with (13) Permission denied".
+var cephFUSEStatus = regexp.MustCompile(`failed with \(([0-9]+)\)`)
+
+// cephErrno returns the system's number of an error, also of one that ceph-fuse tells in words.
+func cephErrno(err error) unix.Errno {
+	f := mount.Failure{}
+	if !errors.As(err, &f) || f.Step != "ceph-fuse" {
+		errno, _ := mount.Refused(err)
+		return errno
+	}
+	n := 0
+	if m := cephFUSEStatus.FindStringSubmatch(f.Text); m != nil {
+		n, _ = strconv.Atoi(m[1])
+	}
+	return unix.Errno(n)
+}
+
 func (s *session) explainCeph(err error) (cause, remedy string) {
 	f := mount.Failure{}
 	var path *os.PathError
+	errno := cephErrno(err)
+	if errors.As(err, &f) && strings.HasPrefix(f.Step, "make subdir") {
+		return "", ""
+	}
 	switch {
 	case errors.As(err, &path) || errors.As(err, &f) && f.Step == "read the secret":
 		return "this node has no readable file " + s.spec.SecretFile, "put the key of client." + s.spec.User + " there, and nothing else"
 	case errors.Is(err, unix.ENODEV):
 		return "this node has neither the kernel's CephFS client nor ceph-fuse", "load it with `modprobe ceph`, or install ceph-fuse"
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+	case errno == unix.ENOENT:
+		return "the file system has no " + s.spec.Path, "make it, or check the spelling of device="
+	case errno == unix.EACCES, errno == unix.EPERM:
 		return fmt.Sprintf("client.%s may not use %s, or its key is another", s.spec.User, s.spec.Path),
 			"look at `ceph auth get client." + s.spec.User + "`"
-	case errors.Is(err, unix.EIO), errors.As(err, &f) && f.Step == "ceph-fuse":
+	case errno == unix.EIO, errno == unix.ETIMEDOUT, f.Step == "ceph-fuse":
 		return "its monitors are there, and no metadata server serves the file system", "look at `ceph fs status`"
 	}
 	return "", ""

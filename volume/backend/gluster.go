@@ -9,13 +9,20 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netdriver/netdriver/volume/mount"
 )
 
 // glusterPort is glusterd's registered port.
 const glusterPort = "24007"
 
-// prepareGluster connects to a glusterd before the client is started, since that waits long for one that does not answer.
+// glusterProgram and glusterVersion are the ONC RPC program by which clients ask glusterd for a volume (GlusterFS,
+// rpc/rpc-lib/src/protocol-common.h: GLUSTER_HNDSK_PROGRAM).
+const glusterProgram, glusterVersion = 14398633, 2
+
+// prepareGluster asks a glusterd for something before the client is started, since that waits long for one that does not
+// answer: a frozen one takes connections as long as its kernel does.
 func (s *session) prepareGluster(ctx context.Context) (mount.Plan, error) {
 	program, err := exec.LookPath("glusterfs")
 	if err != nil {
@@ -25,7 +32,12 @@ func (s *session) prepareGluster(ctx context.Context) (mount.Plan, error) {
 	if err != nil {
 		return mount.Plan{}, err
 	}
-	if err := errors.Join(conn.Close(), os.MkdirAll(s.host.Logs, 0o700)); err != nil {
+	_, _, err = nullCall(ctx, conn, glusterProgram, glusterVersion)
+	conn.Close()
+	if errors.Is(err, context.DeadlineExceeded) { // any other answer is one: it may want TLS, or lack the procedure
+		return mount.Plan{}, fmt.Errorf("ask %s for the volume: %w", conn.RemoteAddr(), err)
+	}
+	if err := os.MkdirAll(s.host.Logs, 0o700); err != nil {
 		return mount.Plan{}, err
 	}
 	command := []string{program, "--process-name=fuse", "--volfile-id=/" + s.spec.Volume, "--log-file=" + s.glusterLog()}
@@ -61,7 +73,8 @@ func (s *session) explainGluster(err error) (cause, remedy string) {
 	if errors.As(err, &f) && f.Step == "glusterfs" && strings.HasSuffix(f.Text, glusterNotConnected) {
 		return "its glusterd does not answer the client", "start glusterd there, and look at " + s.glusterLog() + " here"
 	}
-	if errors.As(err, &f) && (f.Step == "mount" || f.Step == "glusterfs") {
+	// A client of a stopped volume has mounted and is not connected to anything.
+	if errors.As(err, &f) && (f.Step == "mount" || f.Step == "glusterfs" || f.Step == "statfs" && f.Errno == unix.ENOTCONN) {
 		return fmt.Sprintf("the server has no started volume %s for this node", s.spec.Volume),
 			"look at `gluster volume info " + s.spec.Volume + "` on the server, and at " + s.glusterLog() + " here"
 	}

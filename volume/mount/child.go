@@ -291,10 +291,19 @@ func prove(a Attempt, target string) *Failure {
 	return f
 }
 
+// probe asks the server. A directory that another client has deleted is a mount of CephFS's like any other, but for its
+// number of links.
 func probe(target string) *Failure {
-	var st unix.Statfs_t
-	if err := unix.Statfs(target, &st); err != nil {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(target, &fs); err != nil {
 		return failed("", "statfs", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(target, &st); err != nil {
+		return failed("", "stat", err)
+	}
+	if st.Nlink == 0 {
+		return failed("", "stat", unix.ESTALE)
 	}
 	return nil
 }

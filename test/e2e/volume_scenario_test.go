@@ -1,0 +1,247 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/netdriver/netdriver/test/e2e/lab"
+)
+
+// A volumeKind is what the scenarios have to know of one kind of server.
+type volumeKind struct {
+	*fileServer
+	// name is the kind's, and the beginning of its volumes' names.
+	name string
+	// options are those of a volume with all that the server has; what is given is added to its mount options o.
+	options func(o ...string) []string
+	// missing is a volume that is not there, forbidden one that this client may not use, squashed one whose server takes
+	// root for nobody. None: the kind's server has no such thing.
+	missing, forbidden, squashed []string
+	// sayMissing and sayForbidden are what errors then say.
+	sayMissing, sayForbidden string
+	// withdraw takes the volume away from the server, offer gives it back.
+	withdraw, offer func()
+	// ready waits until a server that was down serves again.
+	ready func()
+	// deaths is what the server's end is; the default is that of all of its processes.
+	die, rise func()
+}
+
+// deadline is what Docker's user waits for a server at most: the 20 s of a mount, and some for Docker and a busy machine.
+const deadline = 25 * time.Second
+
+// scenario runs on one kind of server all that volumes promise of every kind. Two nodes, so that what one writes is read on
+// another; `docker ps` and `docker volume ls` are watched throughout.
+func (k *volumeKind) scenario(t *testing.T, nodes []*lab.Node) {
+	k.t = t
+	defer watchDocker(t, nodes)()
+	n1, n2 := nodes[0], nodes[1]
+	newVolume(t, n1, k.name, k.options()...)
+	newVolume(t, n1, k.name+"-other") // on no server
+
+	t.Run("moves", func(t *testing.T) {
+		inVolume(t, n1, k.name, "echo kept >/data/f; mkdir /data/d; ln -s f /data/l")
+		if got := inVolume(t, n2, k.name, "cat /data/l; rmdir /data/d"); got != "kept" {
+			t.Errorf("%s reads %q", n2.Name, got)
+		}
+		says(t, docker(t, n2, "volume", "inspect", k.name), `"type": "`+k.kind()+`"`, k.addr)
+	})
+	t.Run("subdir", func(t *testing.T) {
+		newVolume(t, n2, k.name+"-sub", append(k.options(), "subdir=web/static", "mode=2770", "uid=33", "gid=34")...)
+		inVolume(t, n1, k.name+"-sub", "echo below >/data/g")
+		const list = "cat /data/web/static/g; stat -c '%a %u:%g' /data/web/static"
+		if got := inVolume(t, n2, k.name, list); got != "below\n2770 33:34" {
+			t.Errorf("below subdir there is %q", got)
+		}
+	})
+	t.Run("read-only", func(t *testing.T) {
+		newVolume(t, n1, k.name+"-ro", k.options("ro")...)
+		got := inVolume(t, n1, k.name+"-ro", "cat /data/f; ! echo x 2>&1 >/data/x")
+		says(t, got, "kept", "Read-only file system")
+	})
+	k.refusals(t, n1)
+	t.Run("made anew", func(t *testing.T) { k.madeAnew(t, n1, n2) })
+	t.Run("withdrawn", func(t *testing.T) { k.withdrawn(t, n1) })
+	die, rise := k.die, k.rise
+	if die == nil {
+		die, rise = k.stop, k.start
+	}
+	t.Run("killed", func(t *testing.T) { k.outage(t, nodes, die, rise) })
+	t.Run("frozen", func(t *testing.T) { k.outage(t, nodes, k.freeze, k.thaw) })
+	t.Run("cut off", func(t *testing.T) { k.outage(t, nodes, k.cut, k.connect) })
+}
+
+// kind is the value of type=.
+func (k *volumeKind) kind() string {
+	for _, o := range k.options() {
+		if value, ok := strings.CutPrefix(o, "type="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// refusals are the errors in which the server has answered.
+func (k *volumeKind) refusals(t *testing.T, n *lab.Node) {
+	refusal := func(name string, options []string, words ...string) {
+		t.Run(name, func(t *testing.T) {
+			if options == nil {
+				t.Logf("not with %s", k.name)
+				return
+			}
+			volume := k.name + "-" + strings.ReplaceAll(name, " ", "-")
+			newVolume(t, n, volume, options...)
+			err := refused(t, n, "run", "--rm", "--network", "none", "-v", volume+":/data", lab.Image, "true")
+			says(t, err, append([]string{k.kind(), k.addr}, words...)...)
+			if out := run(t, n, "cat", "/proc/self/mountinfo"); strings.Contains(out, "/"+volume+" ") {
+				t.Errorf("it is mounted nevertheless:\n%s", out)
+			}
+		})
+	}
+	refusal("missing", k.missing, k.sayMissing)
+	refusal("forbidden", k.forbidden, k.sayForbidden)
+	if k.squashed != nil {
+		refusal("root squashed", append(k.squashed, "subdir=made"), "root_squash")
+	}
+}
+
+// madeAnew: a directory that is mounted is deleted on the server and made again. Nobody may go on with the old one.
+func (k *volumeKind) madeAnew(t *testing.T, n1, n2 *lab.Node) {
+	name := k.name + "-anew"
+	newVolume(t, n1, name, append(k.options(), "subdir=anew")...)
+	id := docker(t, n1, "run", "--detach", "--network", "none", "-v", name+":/data", lab.Image, "sleep", "1000")
+	atEndRun(t, n1, "docker", "rm", "--force", id)
+	inVolume(t, n2, k.name, "rm -r /data/anew; mkdir /data/anew; echo new >/data/anew/f")
+	eventually(t, 15*time.Second, func() error {
+		out, err := n1.Exec(t.Context(), "netdriver", "volume", "check", name)
+		if err == nil {
+			return fmt.Errorf("it is not noticed:\n%s", out)
+		}
+		return nil
+	})
+	says(t, run(t, n1, "netdriver", "volume", "inspect", name), "STALE", "stop the containers that use it")
+	says(t, refused(t, n1, "run", "--rm", "--network", "none", "-v", name+":/data", lab.Image, "true"), "1 other users hold it")
+	docker(t, n1, "rm", "--force", id)
+	if got := inVolume(t, n1, name, "cat /data/f"); got != "new" {
+		t.Errorf("with its last user gone it is not mounted anew: %q", got)
+	}
+}
+
+// withdrawn: the export is removed.
+func (k *volumeKind) withdrawn(t *testing.T, n *lab.Node) {
+	k.withdraw()
+	offered := false
+	defer func() {
+		if !offered {
+			k.offer()
+		}
+	}()
+	err := refused(t, n, "run", "--rm", "--network", "none", "-v", k.name+":/data", lab.Image, "true")
+	says(t, err, k.addr, k.sayMissing)
+	k.offer()
+	offered = true
+	eventually(t, 60*time.Second, func() error { return k.reads(t, n) })
+}
+
+// reads says whether a container gets the volume's data.
+func (k *volumeKind) reads(t *testing.T, n *lab.Node) error {
+	got, err := n.Docker(t.Context(), "run", "--rm", "--network", "none", "-v", k.name+":/data", lab.Image, "cat", "/data/f")
+	if err == nil && strings.TrimSpace(got) != "kept" {
+		err = fmt.Errorf("it reads %q", got)
+	}
+	return err
+}
+
+// outage: the server is away for a while. Who starts a container then learns in time why it cannot; volumes of others are as
+// before; and who has used the volume all the time goes on afterwards and has lost nothing.
+func (k *volumeKind) outage(t *testing.T, nodes []*lab.Node, down, up func()) {
+	n1, n2 := nodes[0], nodes[1]
+	id := docker(t, n1, "run", "--detach", "--network", "none", "-v", k.name+":/data", lab.Image, "sh", "-c",
+		"n=0; while :; do n=$((n+1)); echo $n >>/data/log && echo $n; sleep 0.2; done")
+	atEndRun(t, n1, "docker", "rm", "--force", id)
+	written := func() int { return strings.Count(docker(t, n1, "logs", id), "\n") }
+	eventually(t, 20*time.Second, func() error {
+		if written() == 0 {
+			return errors.New("the container has written nothing")
+		}
+		return nil
+	})
+	down()
+	isUp := false
+	defer func() {
+		if !isUp {
+			up()
+		}
+	}()
+	begin := time.Now()
+	err := refused(t, n2, "run", "--rm", "--network", "none", "-v", k.name+":/data", lab.Image, "true")
+	took := time.Since(begin)
+	t.Logf("known after %s", took.Round(time.Millisecond))
+	if took > deadline {
+		t.Errorf("it took %s to learn that the server is away", took)
+	}
+	says(t, err, k.kind(), k.addr)
+	inVolume(t, n1, k.name+"-other", "true")
+	up()
+	isUp = true
+	k.ready()
+	before := written()
+	eventually(t, 90*time.Second, func() error { return k.reads(t, n2) })
+	eventually(t, 90*time.Second, func() error {
+		if written() <= before {
+			return errors.New("the container that had the volume does not go on")
+		}
+		return nil
+	})
+	docker(t, n1, "rm", "--force", id)
+	inVolume(t, n2, k.name, "rm /data/log")
+}
+
+// watchDocker asks every node's Docker for its containers and its volumes, again and again, and returns how to end that. A
+// question that took more than a second is asked again at once: three such answers in a row are no matter of a busy machine.
+func watchDocker(t *testing.T, nodes []*lab.Node) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for _, n := range nodes {
+		for _, question := range [][]string{{"ps"}, {"volume", "ls"}} {
+			wg.Go(func() { watchOne(ctx, t, n, question) })
+		}
+	}
+	return func() { cancel(); wg.Wait() }
+}
+
+func watchOne(ctx context.Context, t *testing.T, n *lab.Node, question []string) {
+	slowest, slow, asked := time.Duration(0), 0, 0
+	for ctx.Err() == nil {
+		begin := time.Now()
+		_, err := n.Docker(ctx, question...)
+		took := time.Since(begin)
+		if ctx.Err() != nil {
+			break
+		}
+		asked++
+		slowest = max(slowest, took)
+		if err != nil {
+			t.Errorf("%s: docker %s: %v", n.Name, strings.Join(question, " "), err)
+		}
+		if took < n.Patience(time.Second) {
+			slow = 0
+			select {
+			case <-time.After(500 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		if slow++; slow == 3 {
+			t.Errorf("%s: docker %s took more than a second, three times in a row: %s", n.Name, strings.Join(question, " "), took)
+		}
+	}
+	t.Logf("%s: docker %s: %d times, at most %s", n.Name, strings.Join(question, " "), asked, slowest.Round(time.Millisecond))
+}
