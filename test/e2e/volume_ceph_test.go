@@ -123,14 +123,19 @@ func TestVolumesOnCephFS(t *testing.T) {
 		o = append([]string{"mon_addr=" + s.addr, "name=" + user, "secretfile=" + s.path("KEY."+key)}, o...)
 		return []string{"type=cephfs", "device=:" + path, "o=" + strings.Join(o, ",")}
 	}
+	caps := func(mds string) {
+		s.run(s.ceph("auth", "caps", "client.app", "mon", "allow r", "osd", "allow rw", "mds", mds)...)
+	}
 	k := &volumeKind{
 		fileServer: s, name: "ceph",
 		options: func(o ...string) []string { return options("app", "app", "/", o...) },
 		missing: options("app", "app", "/nosuch"), sayMissing: "has no /nosuch",
 		forbidden: options("app", "reader", "/"), sayForbidden: "its key is another",
 		squashed: options("squashed", "squashed", "/"),
-		withdraw: func() {}, offer: func() {},
-		ready: s.cephServes,
+		withdraw: func() { caps("allow rw path=/nothing") },
+		offer:    func() { caps("allow rw") }, sayWithdrawn: "client.app may not use /",
+		// What is in the object store's memory would be gone with it.
+		die: func() { s.kill("mon", "mgr", "mds") }, ready: s.cephServes,
 	}
 	k.scenario(t, c.Nodes[:2])
 }

@@ -64,10 +64,11 @@ func TestVolumesOnGlusterFS(t *testing.T) {
 		options: func(o ...string) []string { return options("gv0", o...) },
 		missing: options("nosuch"), sayMissing: "no started volume",
 		forbidden: options("private"), sayForbidden: "gluster volume info private",
-		squashed: options("squashed"),
-		withdraw: func() { s.run(s.gluster("volume", "stop", "gv0")...) },
-		offer:    func() { s.run(s.gluster("volume", "start", "gv0")...) },
-		ready:    func() { s.answers(s.gluster("volume", "list")...) },
+		squashed:     options("squashed"),
+		withdraw:     func() { s.run(s.gluster("volume", "stop", "gv0")...) },
+		offer:        func() { s.run(s.gluster("volume", "start", "gv0")...) },
+		sayWithdrawn: "no started volume",
+		ready:        func() { s.answers(s.gluster("volume", "list")...) },
 	}
 	k.scenario(t, c.Nodes[:2])
 }

@@ -26,12 +26,13 @@ type volumeKind struct {
 	missing, forbidden, squashed []string
 	// sayMissing and sayForbidden are what errors then say.
 	sayMissing, sayForbidden string
-	// withdraw takes the volume away from the server, offer gives it back.
+	// withdraw takes the volume away from the server, offer gives it back; sayWithdrawn is what an error says between.
 	withdraw, offer func()
+	sayWithdrawn    string
 	// ready waits until a server that was down serves again.
 	ready func()
-	// deaths is what the server's end is; the default is that of all of its processes.
-	die, rise func()
+	// die is what the server's end is, if not that of all its processes.
+	die func()
 }
 
 // deadline is what Docker's user waits for a server at most: the 20 s of a mount, and some for Docker and a busy machine.
@@ -69,11 +70,11 @@ func (k *volumeKind) scenario(t *testing.T, nodes []*lab.Node) {
 	k.refusals(t, n1)
 	t.Run("made anew", func(t *testing.T) { k.madeAnew(t, n1, n2) })
 	t.Run("withdrawn", func(t *testing.T) { k.withdrawn(t, n1) })
-	die, rise := k.die, k.rise
+	die := k.die
 	if die == nil {
-		die, rise = k.stop, k.start
+		die = k.stop
 	}
-	t.Run("killed", func(t *testing.T) { k.outage(t, nodes, die, rise) })
+	t.Run("killed", func(t *testing.T) { k.outage(t, nodes, die, k.start) })
 	t.Run("frozen", func(t *testing.T) { k.outage(t, nodes, k.freeze, k.thaw) })
 	t.Run("cut off", func(t *testing.T) { k.outage(t, nodes, k.cut, k.connect) })
 }
@@ -144,7 +145,7 @@ func (k *volumeKind) withdrawn(t *testing.T, n *lab.Node) {
 		}
 	}()
 	err := refused(t, n, "run", "--rm", "--network", "none", "-v", k.name+":/data", lab.Image, "true")
-	says(t, err, k.addr, k.sayMissing)
+	says(t, err, k.addr, k.sayWithdrawn)
 	k.offer()
 	offered = true
 	eventually(t, 60*time.Second, func() error { return k.reads(t, n) })

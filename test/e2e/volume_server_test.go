@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -159,11 +160,25 @@ func (s *fileServer) stop() {
 	}
 }
 
-// start starts a server that was stopped.
+// kill kills some of the server's processes.
+func (s *fileServer) kill(names ...string) {
+	s.t.Helper()
+	for _, p := range s.daemons {
+		if slices.Contains(names, p.name) {
+			s.run("sh", "-c", `kill -KILL $(cat "$0")`, s.pidFile(p))
+			_ = p.cmd.Wait()
+			os.Remove(s.pidFile(p))
+		}
+	}
+}
+
+// start starts what was stopped or killed.
 func (s *fileServer) start() {
 	s.t.Helper()
 	for _, p := range s.daemons {
-		s.launch(p)
+		if _, err := os.Stat(s.pidFile(p)); err != nil {
+			s.launch(p)
+		}
 	}
 }
 

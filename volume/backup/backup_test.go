@@ -164,7 +164,7 @@ func TestARestoredVolumeIsTheSameByteForByteWithAllMetadata(t *testing.T) {
 	if diff := cmp.Diff(look(t, from), look(t, to)); diff != "" {
 		t.Errorf("(-backed up +restored):\n%.5000s", diff)
 	}
-	if v, err := Verify(t.Context(), bytes.NewReader(archive), nil); err != nil || v != s || s.Volume != "v" || s.Entries != 20 {
+	if v, err := Verify(t.Context(), bytes.NewReader(archive), nil, nil); err != nil || !cmp.Equal(v, s) || s.Volume != "v" || s.Entries != 20 {
 		t.Errorf("summary %+v, verified %+v, error %v", s, v, err)
 	}
 }
@@ -204,7 +204,7 @@ func TestADamagedArchiveIsRefusedWithTheFileNamedAndNothingIsRestored(t *testing
 	} {
 		to := disk(t)
 		damaged := change(bytes.Clone(archive))
-		_, err := Verify(t.Context(), bytes.NewReader(damaged), nil)
+		_, err := Verify(t.Context(), bytes.NewReader(damaged), nil, nil)
 		if !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: verify says %v", name, err)
 		}
@@ -215,7 +215,7 @@ func TestADamagedArchiveIsRefusedWithTheFileNamedAndNothingIsRestored(t *testing
 			t.Errorf("%s: left %v, error %v", name, left, err)
 		}
 	}
-	_, err := Verify(t.Context(), strings.NewReader("PK\x03\x04 something else"), nil)
+	_, err := Verify(t.Context(), strings.NewReader("PK\x03\x04 something else"), nil, nil)
 	if !errors.Is(err, ErrForeign) {
 		t.Errorf("a file of another kind: %v", err)
 	}

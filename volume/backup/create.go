@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"sync"
@@ -38,6 +39,8 @@ type Source struct {
 	// Name, and Now if not nil, are for the summary.
 	Name string
 	Now  func() time.Time
+	// Base is an earlier backup, whose files are not read again as long as they have not changed; nil for a full one.
+	Base *Base
 	// Warn is told what is left out or changed while it was read; Progress what was read so far. Both may be nil.
 	Warn     func(string)
 	Progress func(Progress)
@@ -61,16 +64,21 @@ type chunk struct {
 type batch struct {
 	entries []*entry
 	chunks  chan *chunk
-	// sums are the lines of the manifest; valid once chunks is closed, as are bytes and err.
-	sums  []byte
-	bytes int64
-	err   error
+	// sums and index are the lines of these lists; valid once chunks is closed, as is what follows.
+	sums, index []byte
+	// count and bytes are those of what was read, same and sameBytes of what has not changed.
+	count, bytes, same, sameBytes int64
+	// from are the archives that have what has not changed.
+	from map[int]bool
+	err  error
 }
 
 // creator is one backup being made.
 type creator struct {
 	Source
-	root     int
+	root int
+	// created is the time before anything was looked at.
+	created  time.Time
 	work     chan *batch
 	order    chan *batch
 	compress chan *chunk
@@ -119,7 +127,7 @@ func newCreator(src Source) *creator {
 		src.Progress = func(Progress) {}
 	}
 	return &creator{
-		Source: src, root: int(src.Dir.Fd()),
+		Source: src, root: int(src.Dir.Fd()), created: src.Now().UTC(),
 		work: make(chan *batch), order: make(chan *batch, readers), compress: make(chan *chunk, readers*ahead),
 		free: make(chan []byte, readers*(ahead+2)),
 	}
@@ -146,13 +154,20 @@ func (c *creator) plan(ctx context.Context) error {
 		}
 		return nil
 	}
+	compare, err := compareWith(c.Base)
+	if err != nil {
+		return err
+	}
 	w := walker{root: c.root, first: map[fileID]string{}, warn: c.Warn, emit: func(e *entry) error {
+		if err := compare.note(e); err != nil {
+			return err
+		}
 		if b == nil {
-			b = &batch{chunks: make(chan *chunk, ahead)}
+			b = &batch{chunks: make(chan *chunk, ahead), from: map[int]bool{}}
 		}
 		b.entries = append(b.entries, e)
 		size += 2 * block
-		if e.regular() {
+		if e.regular() && e.from == 0 {
 			size += e.stat.Size
 		}
 		if size >= chunkSize || len(b.entries) >= batchEntries {
@@ -211,27 +226,45 @@ func (c *creator) pack(ctx context.Context) error {
 
 // write puts the chunks in order, and the manifest and the end of the tar after them.
 func (c *creator) write(ctx context.Context, out io.Writer) (Summary, error) {
-	m, err := newManifest()
+	l, err := newLists()
 	if err != nil {
 		return Summary{}, err
 	}
-	defer m.close()
-	s := Summary{Format: format, Volume: c.Name, Created: c.Now().UTC()}
+	defer l.close()
+	counted := &counter{Writer: out}
+	s := Summary{Format: format, Volume: c.Name, Created: c.created}
+	used := map[int]bool{}
 	for b := range c.order {
-		if err := c.putBatch(ctx, b, out); err != nil {
+		if err := c.putBatch(ctx, b, counted); err != nil {
 			return s, err
 		}
-		if _, err := m.Write(b.sums); err != nil {
+		_, sumsErr := l.sums.Write(b.sums)
+		_, indexErr := l.index.Write(b.index)
+		if err := errors.Join(sumsErr, indexErr); err != nil {
 			return s, err
 		}
-		s.Entries += int64(len(b.entries))
-		s.Bytes += b.bytes
-		c.Progress(Progress{s.Entries, s.Bytes})
+		maps.Copy(used, b.from)
+		s.Entries, s.Bytes = s.Entries+b.count, s.Bytes+b.bytes
+		s.Unchanged, s.UnchangedBytes = s.Unchanged+b.same, s.UnchangedBytes+b.sameBytes
+		c.Progress(Progress{s.Entries + s.Unchanged, s.Bytes + s.UnchangedBytes})
 	}
 	if err := ctx.Err(); err != nil { // the plan was cut short
 		return s, err
 	}
-	return s, c.finish(m, &s, out)
+	s.Bases = c.Base.references(used)
+	return s, c.finish(l, &s, counted)
+}
+
+// counter counts what is written.
+type counter struct {
+	io.Writer
+	n int64
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.Writer.Write(b)
+	c.n += int64(n)
+	return n, err
 }
 
 // putBatch writes what a reader has read, as it comes.
@@ -258,16 +291,21 @@ func (c *creator) putBatch(ctx context.Context, b *batch, out io.Writer) error {
 }
 
 // finish writes the last members.
-func (c *creator) finish(m *manifest, s *Summary, out io.Writer) error {
+func (c *creator) finish(l lists, s *Summary, out *counter) error {
+	at := out.n
 	z, err := zstd.NewWriter(out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(true),
 		zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
 	if err != nil {
 		return err
 	}
-	if err := m.writeTo(z, s); err != nil {
+	if err := l.writeTo(z, s); err != nil {
 		return errors.Join(fmt.Errorf("write the archive: %w", err), z.Close())
 	}
-	if err := z.Close(); err != nil {
+	err = z.Close()
+	if err == nil {
+		_, err = out.Write(appendTrailer(nil, at))
+	}
+	if err != nil {
 		return fmt.Errorf("write the archive: %w", err)
 	}
 	return nil
@@ -317,7 +355,15 @@ func (r *reader) flush() error {
 
 // entry appends one entry with its data.
 func (r *reader) entry(e *entry) error {
+	if e.from > 0 {
+		r.batch.same++
+		r.batch.sameBytes += e.stat.Size
+		r.batch.from[e.from] = true
+		r.batch.index = lineOf(e).append(r.batch.index)
+		return nil
+	}
 	if !e.regular() {
+		r.batch.count++
 		r.buf = appendHeader(r.buf, e, 0, nil)
 		return r.room()
 	}

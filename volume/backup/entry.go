@@ -18,6 +18,8 @@ type entry struct {
 	xattrs []xattr
 	// hard: this is another name of the file at link.
 	hard bool
+	// from is the number of the archive that has the content already, 0 if none does.
+	from int
 }
 
 type xattr struct{ name, value string }

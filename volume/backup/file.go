@@ -36,7 +36,20 @@ func (r *reader) file(e *entry, fd int) (err error) {
 	}
 	r.batch.sums = appendSum(r.batch.sums, sum.Sum(nil), e.path)
 	r.batch.bytes += e.stat.Size
-	return err
+	r.batch.count++
+	if err != nil {
+		return err
+	}
+	l := lineOf(e)
+	var now unix.Stat_t
+	if err := unix.Fstat(fd, &now); err != nil {
+		return err
+	}
+	if !l.unchanged(&now) {
+		l.size = unknown
+	}
+	r.batch.index = l.append(r.batch.index)
+	return nil
 }
 
 // sparse appends a file with holes: a map, then its segments. The checksum is that of the whole content, as sha256sum

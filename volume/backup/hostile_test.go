@@ -94,7 +94,7 @@ func TestALinkOutOfTheVolumeIsKeptAsItIsAndNotFollowed(t *testing.T) {
 func TestAnArchiveThatAsksForTooMuchMemoryIsRefused(t *testing.T) {
 	// A frame header (RFC 8878 §3.1.1) that asks for a window of 2³¹ bytes and more.
 	frame := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x01, 0x00, 0x00}
-	_, err := Verify(t.Context(), bytes.NewReader(frame), nil)
+	_, err := Verify(t.Context(), bytes.NewReader(frame), nil, nil)
 	if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "window") {
 		t.Errorf("error %v", err)
 	}

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -33,8 +34,13 @@ type Summary struct {
 	// Entries are files, directories, links and so on; Bytes those of the files' contents.
 	Entries int64 `json:"entries"`
 	Bytes   int64 `json:"bytes"`
-	// Sums is the SHA-256 of the list of sums.
-	Sums string `json:"sums"`
+	// Unchanged are files whose content is in Bases, by their number in the index; UnchangedBytes those of their contents.
+	Unchanged      int64             `json:"unchanged,omitempty"`
+	UnchangedBytes int64             `json:"unchangedBytes,omitempty"`
+	Bases          map[int]Reference `json:"bases,omitempty"`
+	// Sums and Index are the SHA-256 of the list of sums and of the index.
+	Sums  string `json:"sums"`
+	Index string `json:"index"`
 }
 
 // appendSum appends a line as sha256sum writes it: a name with a backslash or newline is escaped, and the line then begins
@@ -49,6 +55,10 @@ func appendSum(lines, sum []byte, path string) []byte {
 
 func escapeName(path string) string {
 	return strings.NewReplacer("\\", `\\`, "\n", `\n`, "\r", `\r`).Replace(path)
+}
+
+func unescapeName(text string) string {
+	return strings.NewReplacer(`\\`, "\\", `\n`, "\n", `\r`, "\r").Replace(text)
 }
 
 // manifest gathers the sums of an archive in a file, so that its size costs no memory.
@@ -87,37 +97,65 @@ func (m *manifest) hash() (string, error) {
 
 func (m *manifest) close() { m.file.Close() }
 
+// lists are what a backup tells of its files.
+type lists struct{ sums, index *manifest }
+
+func newLists() (l lists, err error) {
+	if l.sums, err = newManifest(); err != nil {
+		return l, err
+	}
+	if l.index, err = newManifest(); err != nil {
+		l.sums.close()
+	}
+	return l, err
+}
+
+func (l lists) close() {
+	l.sums.close()
+	l.index.close()
+}
+
 // writeTo writes the last members and the end of the tar: two blocks of zeros.
-func (m *manifest) writeTo(out io.Writer, s *Summary) (err error) {
-	if s.Sums, err = m.hash(); err != nil {
+func (l lists) writeTo(out io.Writer, s *Summary) (err error) {
+	if s.Sums, err = l.sums.hash(); err != nil {
+		return err
+	}
+	if s.Index, err = l.index.hash(); err != nil {
 		return err
 	}
 	summary, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	if _, err := m.file.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	member := func(name string, size int64, from io.Reader) error {
-		e := &entry{path: name}
-		e.stat.Mode, e.stat.Mtim = unix.S_IFREG|0o600, unix.NsecToTimespec(s.Created.Truncate(time.Second).UnixNano())
-		if _, err := out.Write(appendHeader(nil, e, size, nil)); err != nil {
+	for _, m := range []struct {
+		name string
+		*manifest
+	}{{sumsName, l.sums}, {indexName, l.index}} {
+		if _, err := m.file.Seek(0, io.SeekStart); err != nil {
 			return err
 		}
-		n, err := io.Copy(out, from)
-		if err == nil && n != size {
-			err = fmt.Errorf("%s has %d bytes, expected %d", name, n, size)
+		if err := writeMember(out, m.name, s.Created, m.size, m.file); err != nil {
+			return err
 		}
-		_, padErr := out.Write(pad(nil, size))
-		return errors.Join(err, padErr)
 	}
-	if err := member(sumsName, m.size, m.file); err != nil {
-		return err
-	}
-	if err := member(summaryName, int64(len(summary)), strings.NewReader(string(summary))); err != nil {
+	if err := writeMember(out, summaryName, s.Created, int64(len(summary)), bytes.NewReader(summary)); err != nil {
 		return err
 	}
 	_, err = out.Write(make([]byte, 2*block))
 	return err
+}
+
+// writeMember writes one of the last members.
+func writeMember(out io.Writer, name string, created time.Time, size int64, from io.Reader) error {
+	e := &entry{path: name}
+	e.stat.Mode, e.stat.Mtim = unix.S_IFREG|0o600, unix.NsecToTimespec(created.Truncate(time.Second).UnixNano())
+	if _, err := out.Write(appendHeader(nil, e, size, nil)); err != nil {
+		return err
+	}
+	n, err := io.Copy(out, from)
+	if err == nil && n != size {
+		err = fmt.Errorf("%s has %d bytes, expected %d", name, n, size)
+	}
+	_, padErr := out.Write(pad(nil, size))
+	return errors.Join(err, padErr)
 }

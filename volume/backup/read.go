@@ -5,12 +5,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
@@ -31,13 +33,18 @@ const (
 	maxLine    = 16 << 10
 )
 
+// Bases opens an archive, by its file's name, that another one builds on.
+type Bases func(name string) (io.ReadCloser, error)
+
 // sink takes what is in an archive, in order.
 type sink interface {
-	// file takes a regular file, whose data has to be read before the call returns.
-	file(h *tar.Header, name string, data io.Reader) error
+	// begin is called before each archive.
+	begin() error
+	// file takes a regular file, whose data has to be read before the call returns. One that is not wanted is only summed up.
+	file(h *tar.Header, name string, data io.Reader, wanted bool) error
 	// other takes everything else; of a hard link h.Linkname is the first name.
 	other(h *tar.Header, name string) error
-	// sums returns the sums of all files taken, once everything is where it belongs.
+	// sums returns the sums of all files of an archive, once they are where they belong.
 	sums() (*manifest, error)
 }
 
@@ -46,18 +53,77 @@ type archive struct {
 	plain   io.Reader
 	tar     *tar.Reader
 	summary Summary // as counted
+	index   *manifest
+	// wanted are the files that another archive lacks, with the number of this one there; nil: everything is wanted.
+	wanted *index
+	number int
 }
 
-// read hands everything in an archive to a sink, and returns without error only if the archive is whole and every file has
-// the sum that it had when it was written.
-func read(ctx context.Context, in io.Reader, to sink) (Summary, error) {
+// read hands everything in an archive, and in those that it builds on, to a sink, and returns without error only if all are
+// whole and every file has the sum that it had when it was written.
+func read(ctx context.Context, in io.Reader, bases Bases, to sink) (Summary, error) {
+	list, err := newManifest()
+	if err != nil {
+		return Summary{}, err
+	}
+	defer list.close()
+	s, err := readOne(ctx, in, &archive{index: list}, to)
+	if err != nil {
+		return s, err
+	}
+	for _, n := range slices.Sorted(maps.Keys(s.Bases)) {
+		if err := readBase(ctx, list.file, n, s.Bases[n], bases, to); err != nil {
+			return s, fmt.Errorf("%s, on which it builds: %w", s.Bases[n].File, err)
+		}
+	}
+	return s, nil
+}
+
+// readBase takes from an archive what the index says is in it.
+func readBase(ctx context.Context, list *os.File, number int, r Reference, bases Bases, to sink) error {
+	if bases == nil {
+		return fmt.Errorf("%w: name the file of an incremental backup, in the directory in which it was made", ErrForeign)
+	}
+	if r.File == "" || r.File != filepath.Base(r.File) {
+		return fmt.Errorf("%w: %q is no file's name", ErrForeign, r.File)
+	}
+	in, err := bases(r.File)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	own, err := newManifest()
+	if err != nil {
+		return err
+	}
+	defer own.close()
+	wanted, err := newIndex(list)
+	if err != nil {
+		return err
+	}
+	a := &archive{index: own, wanted: wanted, number: number}
+	s, err := readOne(ctx, in, a, to)
+	if err != nil {
+		return err
+	}
+	if s.Sums != r.Sums {
+		return fmt.Errorf("%w: it is not the archive that it was", ErrDamaged)
+	}
+	return a.lacks()
+}
+
+// readOne reads one archive.
+func readOne(ctx context.Context, in io.Reader, a *archive, to sink) (Summary, error) {
+	if err := to.begin(); err != nil {
+		return Summary{}, err
+	}
 	z, err := zstd.NewReader(&cancelled{ctx, in}, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(2))
 	if err != nil {
 		return Summary{}, err
 	}
 	defer z.Close()
-	plain := &decompressed{zstd: z}
-	a := &archive{plain: plain, tar: tar.NewReader(plain)}
+	a.plain = &decompressed{zstd: z}
+	a.tar = tar.NewReader(a.plain)
 	last := "its beginning"
 	for {
 		h, err := a.tar.Next()
@@ -101,16 +167,56 @@ func (a *archive) entry(h *tar.Header, to sink) error {
 	switch h.Typeflag {
 	case tar.TypeReg:
 		a.summary.Bytes += h.Size
-		return to.file(h, name, a.tar)
-	case tar.TypeLink:
+		wanted, err := a.wants(name)
+		if err != nil {
+			return err
+		}
+		return to.file(h, name, a.tar, wanted)
+	case tar.TypeLink, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir, tar.TypeFifo:
+		if a.wanted != nil { // the first archive has them all
+			return nil
+		}
+		if h.Typeflag != tar.TypeLink {
+			return to.other(h, name)
+		}
 		if h.Linkname, err = safeName(h.Linkname); err != nil {
 			return err
 		}
 		return to.other(h, name)
-	case tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir, tar.TypeFifo:
-		return to.other(h, name)
 	}
 	return fmt.Errorf("%w: an entry of type %q", ErrForeign, h.Typeflag)
+}
+
+// wants says whether a file is taken from this archive. Files are asked for in the order of a walk.
+func (a *archive) wants(name string) (bool, error) {
+	if a.wanted == nil {
+		return true, nil
+	}
+	for a.wanted.any && (a.wanted.next.from != a.number || order(a.wanted.next.path, name) < 0) {
+		if a.wanted.next.from == a.number {
+			return false, a.lacks()
+		}
+		if err := a.wanted.advance(); err != nil {
+			return false, err
+		}
+	}
+	if !a.wanted.any || a.wanted.next.path != name {
+		return false, nil
+	}
+	return true, a.wanted.advance()
+}
+
+// lacks is an error if a file that is wanted did not come.
+func (a *archive) lacks() error {
+	for a.wanted.any {
+		if a.wanted.next.from == a.number {
+			return fmt.Errorf("%w: it lacks %s", ErrDamaged, a.wanted.next.path)
+		}
+		if err := a.wanted.advance(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // safeName returns an entry's path in the volume. What would lead out of it, or is written as no archive of ours has it, is
@@ -141,21 +247,17 @@ func (a *archive) end(to sink) (Summary, error) {
 	if err := sameLines(a.tar, m.file); err != nil {
 		return Summary{}, err
 	}
-	h, err := a.tar.Next()
-	if err != nil || h.Name != summaryName {
-		return Summary{}, fmt.Errorf("%w: it has no summary: %v", ErrDamaged, err)
-	}
-	text, err := io.ReadAll(io.LimitReader(a.tar, maxSummary))
+	indexSum, err := readIndex(a.tar, a.index)
 	if err != nil {
 		return Summary{}, err
 	}
-	var s Summary
-	if err := json.Unmarshal(text, &s); err != nil {
-		return Summary{}, fmt.Errorf("%w: its summary: %w", ErrDamaged, err)
+	s, err := readSummary(a.tar)
+	if err != nil {
+		return s, err
 	}
 	switch {
-	case s.Format > format:
-		return s, fmt.Errorf("%w: it is of format %d and this program knows %d: upgrade netdriver", ErrForeign, s.Format, format)
+	case s.Index != indexSum:
+		return s, fmt.Errorf("%w: its index has the sum %s, and %s is expected", ErrDamaged, indexSum, s.Index)
 	case s.Sums != sum:
 		return s, fmt.Errorf("%w: the sum of its sums is %s, and %s is expected", ErrDamaged, sum, s.Sums)
 	case s.Entries != a.summary.Entries || s.Bytes != a.summary.Bytes:

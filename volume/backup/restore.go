@@ -33,6 +33,8 @@ var ErrNotEmpty = errors.New("the volume is not empty")
 type Target struct {
 	// Dir is the volume's directory.
 	Dir *os.File
+	// Bases are the archives on which an incremental one builds; without it only full ones can be restored.
+	Bases Bases
 	// Warn is told what could not be kept; Progress what was written. Both may be nil, and are called by several goroutines
 	// at a time.
 	Warn     func(string)
@@ -69,9 +71,10 @@ func Restore(ctx context.Context, in io.Reader, to Target) (Summary, error) {
 // restorer is a sink that writes.
 type restorer struct {
 	Target
-	ctx  context.Context
-	root int // the stage
-	jobs chan *job
+	// outer is the whole restore's context, ctx that of one archive's writers.
+	outer, ctx context.Context
+	root       int // the stage
+	jobs       chan *job
 	// order has the jobs in the archive's order, for the manifest.
 	order chan *job
 	free  sync.Pool
@@ -98,17 +101,35 @@ func gather(ctx context.Context, in io.Reader, to Target, root int) (s Summary, 
 		return s, err
 	}
 	defer unix.Close(fd)
-	m, err := newManifest()
-	if err != nil {
-		return s, err
-	}
-	defer m.close()
 	r := &restorer{
-		Target: to, root: fd, jobs: make(chan *job, jobsAhead), order: make(chan *job, jobsAhead), parentFD: -1, manifest: m,
+		Target: to, root: fd, outer: ctx, parentFD: -1,
 		free: sync.Pool{New: func() any { b := make([]byte, pieceSize); return &b }},
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	r.ctx = gctx
+	s, err = read(ctx, in, to.Bases, r)
+	// A writer's error ends everything, and is why the archive was not read further.
+	if waitErr := r.end(); waitErr != nil && ctx.Err() == nil && (err == nil || errors.Is(err, context.Canceled)) {
+		err = waitErr
+	}
+	if err == nil {
+		err = r.finish()
+	}
+	if r.parentFD >= 0 {
+		unix.Close(r.parentFD)
+	}
+	return s, err
+}
+
+// begin starts the writers for one archive.
+func (r *restorer) begin() (err error) {
+	if err := r.end(); err != nil {
+		return err
+	}
+	if r.manifest, err = newManifest(); err != nil {
+		return err
+	}
+	r.jobs, r.order = make(chan *job, jobsAhead), make(chan *job, jobsAhead)
+	g, ctx := errgroup.WithContext(r.outer)
+	r.ctx = ctx
 	for range writers {
 		g.Go(r.write)
 	}
@@ -118,40 +139,42 @@ func gather(ctx context.Context, in io.Reader, to Target, root int) (s Summary, 
 		close(r.order)
 		return g.Wait()
 	})
-	s, err = read(ctx, in, r)
-	// A writer's error ends everything, and is why the archive was not read further.
-	if waitErr := r.wait(); waitErr != nil && ctx.Err() == nil && (err == nil || errors.Is(err, context.Canceled)) {
-		err = waitErr
-	}
-	if r.parentFD >= 0 {
-		unix.Close(r.parentFD)
-	}
-	return s, err
+	return nil
 }
 
-// sums waits for all files, then makes hard links and gives directories their metadata, which writing into them would have
-// changed.
-func (r *restorer) sums() (*manifest, error) {
-	if err := r.wait(); err != nil {
-		return nil, err
+// end waits for the writers of the last archive.
+func (r *restorer) end() error {
+	if r.manifest == nil {
+		return nil
 	}
+	err := r.wait()
+	r.manifest.close()
+	r.manifest = nil
+	return err
+}
+
+// sums waits for all files of an archive.
+func (r *restorer) sums() (*manifest, error) { return r.manifest, r.wait() }
+
+// finish makes hard links and gives directories their metadata, which writing into them would have changed.
+func (r *restorer) finish() error {
 	for _, l := range r.links {
 		if err := r.link(l[0], l[1]); err != nil {
-			return nil, fmt.Errorf("%s: link to %s: %w", l[0], l[1], err)
+			return fmt.Errorf("%s: link to %s: %w", l[0], l[1], err)
 		}
 	}
 	for i := len(r.dirs) - 1; i >= 0; i-- {
 		fd, err := openBeneath(r.root, r.dirNames[i], unix.O_RDONLY|unix.O_DIRECTORY, 0)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", r.dirNames[i], err)
+			return fmt.Errorf("%s: %w", r.dirNames[i], err)
 		}
 		err = r.describe(fd, r.dirs[i])
 		unix.Close(fd)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", r.dirNames[i], err)
+			return fmt.Errorf("%s: %w", r.dirNames[i], err)
 		}
 	}
-	return r.manifest, nil
+	return nil
 }
 
 // in returns the open directory of a path, and the path's last name. Neighbours in the archive share directories.
@@ -216,7 +239,12 @@ func (r *restorer) link(name, first string) error {
 	if err != nil {
 		return err
 	}
-	return unix.Linkat(from, path.Base(first), to, base, 0)
+	err = unix.Linkat(from, path.Base(first), to, base, 0)
+	if errors.Is(err, unix.ENOENT) {
+		r.Warn(name + " is left out: it was another name of " + first + ", which disappeared while the backup was made")
+		return nil
+	}
+	return err
 }
 
 func (r *restorer) note(bytes int64) {

@@ -10,15 +10,13 @@ import (
 
 // Verify reads a whole archive and says whether every file in it is as it was written. The error wraps ErrDamaged, and
 // names the file, or ErrForeign.
-func Verify(ctx context.Context, in io.Reader, progress func(Progress)) (Summary, error) {
-	m, err := newManifest()
-	if err != nil {
-		return Summary{}, err
+func Verify(ctx context.Context, in io.Reader, bases Bases, progress func(Progress)) (Summary, error) {
+	v := &verifier{buf: make([]byte, pieceSize), progress: progress}
+	s, err := read(ctx, in, bases, v)
+	if v.manifest != nil {
+		v.manifest.close()
 	}
-	v := &verifier{manifest: m, buf: make([]byte, pieceSize), progress: progress}
-	s, err := read(ctx, in, v)
 	if err != nil {
-		m.close()
 		return Summary{}, fmt.Errorf("verify: %w", err)
 	}
 	return s, nil
@@ -32,7 +30,15 @@ type verifier struct {
 	progress func(Progress)
 }
 
-func (v *verifier) file(_ *tar.Header, name string, data io.Reader) error {
+func (v *verifier) begin() (err error) {
+	if v.manifest != nil {
+		v.manifest.close()
+	}
+	v.manifest, err = newManifest()
+	return err
+}
+
+func (v *verifier) file(_ *tar.Header, name string, data io.Reader, _ bool) error {
 	sum := sha256.New()
 	n, err := io.CopyBuffer(struct{ io.Writer }{sum}, struct{ io.Reader }{data}, v.buf)
 	if err != nil {

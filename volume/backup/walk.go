@@ -52,7 +52,7 @@ func (w *walker) walk(ctx context.Context, dir string) error {
 	}
 	names, err := d.Readdirnames(-1)
 	if err != nil {
-		return fmt.Errorf("read the directory %s: %w", dir, err)
+		return w.gone(dir, fmt.Errorf("read the directory: %w", err))
 	}
 	slices.Sort(names)
 	for _, name := range names {

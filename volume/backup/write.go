@@ -15,6 +15,8 @@ import (
 type job struct {
 	header *tar.Header
 	name   string
+	// wanted: it is written, and not only summed up.
+	wanted bool
 	// pieces are its content in order.
 	pieces chan []byte
 	// sum is the content's; valid once done is closed, as is cut.
@@ -25,8 +27,8 @@ type job struct {
 }
 
 // file hands a file to a writer, piece by piece.
-func (r *restorer) file(h *tar.Header, name string, data io.Reader) error {
-	j := &job{header: h, name: name, pieces: make(chan []byte, piecesAhead), done: make(chan struct{})}
+func (r *restorer) file(h *tar.Header, name string, data io.Reader, wanted bool) error {
+	j := &job{header: h, name: name, wanted: wanted, pieces: make(chan []byte, piecesAhead), done: make(chan struct{})}
 	defer close(j.pieces)
 	for _, to := range []chan *job{r.order, r.jobs} {
 		select {
@@ -64,7 +66,9 @@ func (r *restorer) write() error {
 				return fmt.Errorf("%s: %w", j.name, err)
 			}
 			close(j.done)
-			r.note(j.header.Size)
+			if j.wanted {
+				r.note(j.header.Size)
+			}
 		case <-r.ctx.Done():
 			return r.ctx.Err()
 		}
@@ -76,6 +80,9 @@ var errCut = errors.New("the archive ended")
 
 // one writes a file and gives it its metadata.
 func (r *restorer) one(j *job) error {
+	if !j.wanted {
+		return r.content(j, -1)
+	}
 	fd, err := openBeneath(r.root, j.name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -111,7 +118,9 @@ func (r *restorer) content(j *job, fd int) error {
 		}
 		_, _ = sum.Write(piece)
 		var err error
-		if sparse {
+		if !j.wanted {
+			// it is in a later archive, or gone
+		} else if sparse {
 			err = writeSparse(fd, piece, at)
 		} else {
 			err = writeAt(fd, piece, at)
@@ -127,7 +136,7 @@ func (r *restorer) content(j *job, fd int) error {
 		return errCut
 	}
 	j.sum = sum.Sum(nil)
-	if sparse {
+	if sparse && j.wanted {
 		return unix.Ftruncate(fd, at)
 	}
 	return nil

@@ -110,6 +110,9 @@ func (n *Node) halt() error {
 	if n.init == nil {
 		return nil
 	}
+	if err := abortFUSE(n.pid()); err != nil {
+		return fmt.Errorf("halt node %s: %w", n.Name, err)
+	}
 	if err := n.init.stop(unix.SIGKILL, 20*time.Second); err != nil {
 		return fmt.Errorf("halt node %s: %w", n.Name, err)
 	}

@@ -131,6 +131,11 @@ func (i identity) alive() bool {
 // end kills the process, unless it has ended, and waits until it is gone. The init of a PID namespace goes last of
 // its namespace.
 func (i identity) end() error {
+	if i.alive() {
+		if err := abortFUSE(i.PID); err != nil {
+			return err
+		}
+	}
 	for range reapLimit / pollEvery {
 		if !i.alive() {
 			return nil
