@@ -25,6 +25,8 @@ const (
 	ServicePrefix   = "services/"    // services/NETWORK/SERVICE → Service
 	VolumePrefix    = "volumes/"     // volumes/VOLUME → Volume
 	VolumeUsePrefix = "volume-uses/" // volume-uses/NODE → VolumeUses
+	// BackupPrefix: volume-backups/VOLUME → VolumeBackup.
+	BackupPrefix = "volume-backups/"
 	// What a cluster has that one can join: cluster/size → how many members its store is to have, cluster/growing → the
 	// node that becomes a member now; tokens/ID → Token; certificates/NODE/SERIAL → certificate in PEM;
 	// revoked/SERIAL → node whose certificate is refused.
@@ -96,6 +98,7 @@ func ServiceKey(network, service string) string { return NetworkServices(network
 
 func VolumeKey(volume string) string  { return VolumePrefix + volume }
 func VolumeUseKey(node string) string { return VolumeUsePrefix + node }
+func BackupKey(volume string) string  { return BackupPrefix + volume }
 
 // subnetKey spells a subnet without the slash that separates the parts of a key.
 func subnetKey(p netip.Prefix) string { return strings.Replace(p.String(), "/", "_", 1) }

@@ -215,7 +215,8 @@ type Backend struct {
 
 // Record is one of the types that the store holds.
 type Record interface {
-	Node | Status | Network | Pool | Lease | Endpoint | Name | Service | Engine | Volume | VolumeUses | Protection
+	Node | Status | Network | Pool | Lease | Endpoint | Name | Service | Engine | Volume | VolumeUses |
+		VolumeBackup | Protection
 }
 
 // envelope gives every record its version.
@@ -309,6 +310,8 @@ func check(r any) error {
 		return CheckName("node", r.Node)
 	case Volume:
 		return CheckVolumeName(r.Name)
+	case VolumeBackup:
+		return errors.Join(CheckVolumeName(r.Volume), CheckName("node", r.Node))
 	case VolumeUses:
 		return CheckName("node", r.Node)
 	case Protection:

@@ -56,3 +56,22 @@ type VolumeUse struct {
 	// Since is when it was mounted there.
 	Since time.Time `json:"since"`
 }
+
+// VolumeBackup is what is known of a volume's backups: the one that was begun last, and the last that succeeded. Writing it
+// with Finished zero is how a node takes a scheduled backup upon itself.
+type VolumeBackup struct {
+	Volume string `json:"volume"`
+	// Node makes it, or has made it.
+	Node    string    `json:"node"`
+	Started time.Time `json:"started"`
+	// Finished is zero as long as it runs.
+	Finished time.Time `json:"finished,omitzero"`
+	// Error is why it failed.
+	Error string `json:"error,omitempty"`
+	// Succeeded is when the last good one was finished, File where it is, the rest what is in it.
+	Succeeded time.Time `json:"succeeded,omitzero"`
+	File      string    `json:"file,omitempty"`
+	Entries   int64     `json:"entries,omitempty"`
+	Bytes     int64     `json:"bytes,omitempty"`
+	Unchanged int64     `json:"unchanged,omitempty"`
+}

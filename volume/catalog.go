@@ -27,6 +27,7 @@ type catalog struct {
 	mu       sync.RWMutex
 	volumes  map[string]store.Volume
 	uses     map[string]store.VolumeUses // by node
+	backups  map[string]store.VolumeBackup
 	revision int64
 	// known: there is a copy, of the store or of the disk. synced: it is the store's.
 	known, synced bool
@@ -37,7 +38,8 @@ type catalog struct {
 func newCatalog(s store.Store, file string, log *slog.Logger) *catalog {
 	return &catalog{
 		store: s, log: log, file: file,
-		volumes: map[string]store.Volume{}, uses: map[string]store.VolumeUses{}, moved: make(chan struct{}),
+		volumes: map[string]store.Volume{}, uses: map[string]store.VolumeUses{},
+		backups: map[string]store.VolumeBackup{}, moved: make(chan struct{}),
 	}
 }
 
@@ -46,6 +48,7 @@ func (c *catalog) run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { follow(ctx, c, store.VolumePrefix, &c.volumes, c.afterVolumes) })
 	wg.Go(func() { follow(ctx, c, store.VolumeUsePrefix, &c.uses, func(int64) {}) })
+	wg.Go(func() { follow(ctx, c, store.BackupPrefix, &c.backups, func(int64) {}) })
 	wg.Wait()
 	return ctx.Err()
 }
@@ -161,6 +164,21 @@ func (c *catalog) users(name string) map[string]store.VolumeUse {
 		}
 	}
 	return out
+}
+
+// backup returns what is known of a volume's backups.
+func (c *catalog) backup(name string) (store.VolumeBackup, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	b, ok := c.backups[name]
+	return b, ok
+}
+
+// changes is closed at the next change.
+func (c *catalog) changes() <-chan struct{} {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.moved
 }
 
 // wait returns when the copy shows what a transaction wrote.

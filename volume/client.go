@@ -8,6 +8,7 @@ import (
 
 	"github.com/netdriver/netdriver/internal/local"
 	"github.com/netdriver/netdriver/internal/plugin"
+	"github.com/netdriver/netdriver/store"
 )
 
 // Client asks the daemon of this node about volumes.
@@ -51,6 +52,12 @@ func (c *Client) Hold(ctx context.Context, name string, pid int) (HoldResponse, 
 // Drop gives back what Hold gave.
 func (c *Client) Drop(ctx context.Context, name string, pid int) error {
 	_, err := post[plugin.Empty](ctx, c, "Drop", HoldRequest{name, pid})
+	return err
+}
+
+// Backed tells how a backup went.
+func (c *Client) Backed(ctx context.Context, b store.VolumeBackup) error {
+	_, err := post[plugin.Empty](ctx, c, "Backed", b)
 	return err
 }
 

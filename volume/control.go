@@ -56,6 +56,7 @@ func (d *Driver) ControlMethods() []plugin.Method {
 		plugin.Call("Volumes.Remove", d.removeNamed),
 		plugin.Call("Volumes.Hold", d.hold),
 		plugin.Call("Volumes.Drop", d.dropHold),
+		plugin.Call("Volumes.Backed", d.backed),
 	}
 }
 

@@ -51,6 +51,8 @@ type Config struct {
 	Mounter mount.Mounter
 	// Tunnel is the command line of a TLS tunnel's process, see package tunnel.
 	Tunnel []string
+	// Backup backs one volume up into another, as `netdriver volume backup` does; nil: nothing is backed up on schedule.
+	Backup func(ctx context.Context, volume, to string, keep int) error
 	Log    *slog.Logger
 	// Now is the clock, time.Now if nil.
 	Now func() time.Time
@@ -99,6 +101,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	g.Go(func() error { return d.engine.Run(ctx) })
 	g.Go(func() error { return d.publish(ctx) })
 	g.Go(func() error { return d.reap(ctx) })
+	g.Go(func() error { return d.schedule(ctx) })
 	return g.Wait()
 }
 
@@ -129,7 +132,11 @@ func (d *Driver) create(ctx context.Context, r *volume.CreateRequest) (plugin.Em
 	if err := store.CheckVolumeName(r.Name); err != nil {
 		return plugin.Empty{}, err
 	}
-	if _, err := option.Parse(r.Options); err != nil {
+	spec, err := option.Parse(r.Options)
+	if err == nil && spec.Backup.To == r.Name {
+		err = fmt.Errorf("%w backup-to=%s: that is the volume itself", option.ErrOption, r.Name)
+	}
+	if err != nil {
 		return plugin.Empty{}, fmt.Errorf("create volume %s: %w", r.Name, err)
 	}
 	for range retries {
@@ -217,7 +224,8 @@ func (d *Driver) removeRecord(ctx context.Context, name string) error {
 	if err := d.usedElsewhere(ctx, name); err != nil {
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
-	revision, err := d.cfg.Store.Commit(ctx, []store.Cond{store.Exists(store.VolumeKey(name))}, store.Delete(store.VolumeKey(name)))
+	revision, err := d.cfg.Store.Commit(ctx, []store.Cond{store.Exists(store.VolumeKey(name))}, store.Delete(store.VolumeKey(name)),
+		store.Delete(store.BackupKey(name)))
 	if errors.Is(err, store.ErrConflict) {
 		return nil // it is gone: a repeated call
 	}

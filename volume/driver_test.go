@@ -36,8 +36,15 @@ func start(t *testing.T, s store.Store, name string) *node {
 // startIn starts a daemon in a directory that may have been another's.
 func startIn(t *testing.T, s store.Store, name, dir string, fake *mount.Fake) *node {
 	t.Helper()
+	return startWith(t, Config{Store: s, Node: name, Dir: dir, Mounter: fake}, fake)
+}
+
+// startWith starts a daemon that is configured already, but for what all have in common.
+func startWith(t *testing.T, cfg Config, fake *mount.Fake) *node {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	d, err := New(Config{Store: s, Node: name, Dir: dir, Mounts: dir + "/mounts", Mounter: fake, Log: log})
+	cfg.Mounts, cfg.Log = cfg.Dir+"/mounts", log
+	d, err := New(cfg)
 	if err == nil {
 		err = d.Recover(t.Context())
 	}

@@ -21,6 +21,8 @@ type Report struct {
 	Node    string    `json:"node"`
 	Created time.Time `json:"created"`
 	Updated time.Time `json:"updated,omitzero"`
+	// Here is the node that reports.
+	Here string `json:"here"`
 	// Mountpoint is empty if the volume is not mounted on the node that reports.
 	Mountpoint string `json:"mountpoint,omitempty"`
 	// Mounted is how it was mounted, such as "NFS 4.2"; Negotiated are the file system's options.
@@ -38,15 +40,20 @@ type Report struct {
 	References []string                   `json:"references,omitempty"`
 	Users      map[string]store.VolumeUse `json:"users,omitempty"`
 	Drift      []store.VolumeDrift        `json:"drift,omitempty"`
+	// Backup is what is known of its backups, made by schedule or by hand.
+	Backup *store.VolumeBackup `json:"backup,omitempty"`
 }
 
 // report gathers what is known of a volume.
 func (d *Driver) report(v store.Volume) Report {
 	s := d.engine.State(v.Name)
 	r := Report{
-		Name: v.Name, Options: v.Options, Node: v.Node, Created: v.Created, Updated: v.Updated, Drift: v.Drift,
+		Name: v.Name, Here: d.cfg.Node, Options: v.Options, Node: v.Node, Created: v.Created, Updated: v.Updated, Drift: v.Drift,
 		Mountpoint: d.mountpoint(v.Name), Mounted: s.Label, Negotiated: s.Mounted.Options, Since: s.Since,
 		Health: string(s.Health), Checked: s.Checked, Outdated: s.Outdated, References: s.IDs, Users: d.users(v.Name, s),
+	}
+	if b, ok := d.catalog.backup(v.Name); ok {
+		r.Backup = &b
 	}
 	spec, err := option.Parse(v.Options)
 	if err != nil { // made by a later version
@@ -93,6 +100,10 @@ func (r Report) status() map[string]any {
 	add("outdated", r.Outdated, r.Outdated)
 	add("references", r.References, len(r.References) > 0)
 	add("nodes", slices.Sorted(maps.Keys(r.Users)), len(r.Users) > 0)
+	if b := r.Backup; b != nil {
+		add("lastBackup", b.Succeeded.Format(time.RFC3339)+" in "+b.File, !b.Succeeded.IsZero())
+		add("backupProblem", b.Started.Format(time.RFC3339)+" on node "+b.Node+": "+b.Error, b.Error != "")
+	}
 	for _, x := range r.Drift {
 		add("drift", "node "+x.Node+" asked for other options: "+difference(r.Options, x.Options), true)
 	}

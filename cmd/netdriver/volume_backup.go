@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netdriver/netdriver/internal/config"
+	"github.com/netdriver/netdriver/internal/engine"
+	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/volume"
 	"github.com/netdriver/netdriver/volume/backup"
 )
 
@@ -22,48 +26,117 @@ and holes, and the SHA-256 of each file. Plain tar reads it:
 
   tar --zstd --xattrs --xattrs-include='*' -xpf FILE
 
-Without -o it goes to the standard output. A directory gets a file named after the volume and the time.`
+Without -o it goes to the standard output. A directory, or another volume (-o volume:NAME), gets a file named after the volume
+and the time, which builds on the volume's last backup there: files that have not changed are not read again.`
 
-// archiveSuffix is what the files in a backup directory are called.
-const archiveSuffix = ".tar.zst"
+// backupOptions are how a backup is to be made.
+type backupOptions struct {
+	output      string
+	full        bool
+	keep        int
+	pause, stop bool
+}
 
 // volumeBackup writes a volume to an archive.
 func (a app) volumeBackup() *cobra.Command {
+	var o backupOptions
 	cmd := &cobra.Command{
-		Use: "backup VOLUME [-o FILE|DIRECTORY]", Short: "Back a volume up", Long: backupLong,
+		Use: "backup VOLUME [-o FILE|DIRECTORY|volume:NAME]", Short: "Back a volume up", Long: backupLong,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVolumes,
 	}
-	output := cmd.Flags().StringP("output", "o", "-", "`file` or directory; - is the standard output")
-	config.AddFlags(cmd.Flags(), "run-dir")
-	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		to, err := a.backupTo(*output, args[0], time.Now())
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, to.abandon()) }()
-		client, err := a.volumeClient(cmd)
-		if err != nil {
-			return err
-		}
-		h, err := hold(cmd.Context(), client, args[0])
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, h.drop()) }()
-		s, err := a.makeBackup(cmd.Context(), h, args[0], to)
-		if err == nil {
-			err = to.keep()
-		}
-		if err == nil {
-			fmt.Fprintf(a.err, "%s: %s, %s%s\n", args[0], entries(s.Entries), size(s.Bytes), to.where())
-		}
-		return err
-	}
+	cmd.Flags().StringVarP(&o.output, "output", "o", "-", "`file`, directory, or volume:NAME; - is the standard output")
+	cmd.Flags().BoolVar(&o.full, "full", false, "build on no earlier backup in the directory")
+	cmd.Flags().IntVar(&o.keep, "keep", 0, "remove all but the last `N` backups of the volume in the directory, and those on which they build; 0 keeps all")
+	cmd.Flags().BoolVar(&o.pause, "pause", false, "pause the containers on this node that use the volume meanwhile")
+	cmd.Flags().BoolVar(&o.stop, "stop", false, "stop the containers on this node that use the volume, and start them again afterwards")
+	cmd.MarkFlagsMutuallyExclusive("pause", "stop")
+	config.AddFlags(cmd.Flags(), "run-dir", "docker-host")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return a.backUp(cmd, args[0], o) }
 	return cmd
 }
 
+// backUp makes a backup, and has the daemon note how it went.
+func (a app) backUp(cmd *cobra.Command, name string, o backupOptions) (err error) {
+	ctx := cmd.Context()
+	client, err := a.volumeClient(cmd)
+	if err != nil {
+		return err
+	}
+	to, err := a.backupTo(ctx, client, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, to.close()) }()
+	h, err := hold(ctx, client, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, h.drop()) }()
+	note := store.VolumeBackup{Volume: name, Started: time.Now().UTC()}
+	s, err := a.suspended(cmd, client, name, o, func() (backup.Summary, error) { return a.makeBackup(ctx, h, name, to) })
+	note.Finished = time.Now().UTC()
+	if err == nil {
+		note.Succeeded, note.File = note.Finished, cmp.Or(to.path, "the standard output")
+		note.Entries, note.Bytes, note.Unchanged = s.Entries+s.Unchanged, s.Bytes+s.UnchangedBytes, s.Unchanged
+		fmt.Fprintf(a.err, "%s: %s, %s%s%s\n", name, entries(note.Entries), size(note.Bytes), unchanged(s), to.where())
+	} else {
+		note.Error = err.Error()
+	}
+	err = errors.Join(err, to.retain(a, name, o.keep, err == nil))
+	if noteErr := client.Backed(context.WithoutCancel(ctx), note); noteErr != nil {
+		a.warn(noteErr.Error())
+	}
+	return err
+}
+
+func unchanged(s backup.Summary) string {
+	if s.Unchanged == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d files, %s, unchanged)", s.Unchanged, size(s.UnchangedBytes))
+}
+
+// suspended does something while the users of the volume are paused or stopped, if that is wanted.
+func (a app) suspended(
+	cmd *cobra.Command, client *volume.Client, name string, o backupOptions, do func() (backup.Summary, error),
+) (s backup.Summary, err error) {
+	if !o.pause && !o.stop {
+		return do()
+	}
+	ctx := cmd.Context()
+	r, err := client.Inspect(ctx, name)
+	if err != nil {
+		return s, err
+	}
+	for node := range r.Users {
+		if node != r.Here {
+			return s, fmt.Errorf("volume %s is in use on node %s as well: its containers there cannot be paused or stopped from here", name, node)
+		}
+	}
+	cfg, err := config.Load(cmd.Flags(), a.environ, "docker-host")
+	if err != nil {
+		return s, err
+	}
+	docker, err := engine.Open(cfg.DockerHost)
+	if err != nil {
+		return s, err
+	}
+	defer docker.Close()
+	users, err := docker.UsersOf(ctx, name)
+	if err != nil {
+		return s, err
+	}
+	resume, err := docker.Suspend(ctx, users, o.stop)
+	if err != nil {
+		return s, err
+	}
+	// Also after the user has pressed Ctrl-C.
+	defer func() { err = errors.Join(err, resume(context.WithoutCancel(ctx))) }()
+	return do()
+}
+
 // makeBackup reads a volume that is held.
-func (a app) makeBackup(ctx context.Context, h held, name string, out io.Writer) (backup.Summary, error) {
+func (a app) makeBackup(ctx context.Context, h held, name string, to *destination) (backup.Summary, error) {
 	dir, err := h.root.Open(".")
 	if err != nil {
 		return backup.Summary{}, err
@@ -78,61 +151,121 @@ func (a app) makeBackup(ctx context.Context, h held, name string, out io.Writer)
 		}
 		show.total = total.Bytes
 	}
-	return backup.Create(ctx, backup.Source{
+	return to.write(ctx, backup.Source{
 		Dir: dir, Name: name, Warn: a.warn,
 		Progress: func(p backup.Progress) { show.at(p.Bytes, p.Entries) },
-	}, out)
+	})
 }
 
 func (a app) warn(text string) { fmt.Fprintln(a.err, "netdriver: warning:", text) }
 
-// destination is where a backup goes. A file gets its name only when it is whole.
+// destination is where a backup goes: a stream, a file that gets its name only when it is whole, or a directory.
 type destination struct {
-	io.Writer
-	file *renameio.PendingFile
-	path string
+	stream io.Writer
+	dir    *backup.Directory
+	full   bool
+	// path is the file; volume is the volume in which it is, if it is.
+	path, volume string
+	// drop gives that volume back.
+	drop func() error
 }
 
+// volumeOutput begins an output that is a volume.
+const volumeOutput = "volume:"
+
 // backupTo opens the destination of a backup.
-func (a app) backupTo(output, name string, now time.Time) (*destination, error) {
-	if output == "-" {
+func (a app) backupTo(ctx context.Context, client *volume.Client, o backupOptions) (*destination, error) {
+	if name, ok := strings.CutPrefix(o.output, volumeOutput); ok {
+		return backupToVolume(ctx, client, name, o)
+	}
+	if o.output == "-" {
 		if f, ok := a.out.(*os.File); ok && isTerminal(f) {
 			return nil, errors.New("an archive is nothing for a terminal: name a file with -o, or redirect the output")
 		}
-		return &destination{Writer: a.out}, nil
+		return &destination{stream: a.out}, o.forFile()
 	}
-	if st, err := os.Stat(output); err == nil && st.IsDir() {
-		output = filepath.Join(output, name+"-"+now.UTC().Format("20060102T150405Z")+archiveSuffix)
+	if st, err := os.Stat(o.output); err == nil && st.IsDir() {
+		dir, err := backup.OpenDirectory(o.output)
+		return &destination{dir: dir, full: o.full}, err
 	}
-	f, err := renameio.NewPendingFile(output, renameio.WithTempDir(filepath.Dir(output)))
-	if err != nil {
-		return nil, fmt.Errorf("back up %s: %w", name, err)
-	}
-	return &destination{f, f, output}, nil
+	return &destination{path: o.output}, o.forFile()
 }
 
-// keep gives the file its name.
-func (d *destination) keep() error {
-	if d.file == nil {
-		return nil
-	}
-	if err := d.file.CloseAtomicallyReplace(); err != nil {
-		return fmt.Errorf("keep %s: %w", d.path, err)
+// forFile refuses what only a directory of backups has.
+func (o backupOptions) forFile() error {
+	if o.full || o.keep != 0 {
+		return errors.New("--full and --keep are for a directory of backups: name one with -o")
 	}
 	return nil
 }
 
-// abandon removes a file that is not kept.
-func (d *destination) abandon() error {
-	if d.file == nil {
+func backupToVolume(ctx context.Context, client *volume.Client, name string, o backupOptions) (*destination, error) {
+	h, err := hold(ctx, client, name)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := backup.OpenDirectory(h.Path)
+	if err != nil {
+		return nil, errors.Join(err, h.drop())
+	}
+	return &destination{dir: dir, full: o.full, volume: name, drop: h.drop}, nil
+}
+
+// write makes the backup.
+func (d *destination) write(ctx context.Context, src backup.Source) (s backup.Summary, err error) {
+	switch {
+	case d.stream != nil:
+		return backup.Create(ctx, src, d.stream)
+	case d.dir != nil:
+		d.path, s, err = d.dir.Create(ctx, src, d.full)
+		return s, err
+	}
+	f, err := renameio.NewPendingFile(d.path, renameio.WithTempDir(filepath.Dir(d.path)), renameio.WithPermissions(0o600))
+	if err != nil {
+		return s, fmt.Errorf("back up %s: %w", src.Name, err)
+	}
+	defer func() { err = errors.Join(err, f.Cleanup()) }()
+	if s, err = backup.Create(ctx, src, f); err != nil {
+		return s, err
+	}
+	if err := f.CloseAtomicallyReplace(); err != nil {
+		return s, fmt.Errorf("keep %s: %w", d.path, err)
+	}
+	return s, nil
+}
+
+// retain removes old backups after a good one.
+func (d *destination) retain(a app, name string, keep int, good bool) error {
+	if !good || keep <= 0 || d.dir == nil {
 		return nil
 	}
-	return d.file.Cleanup()
+	removed, err := d.dir.Retain(name, keep)
+	for _, file := range removed {
+		fmt.Fprintf(a.err, "%s: removed %s\n", name, file)
+	}
+	if err != nil {
+		return fmt.Errorf("remove old backups of %s: %w", name, err)
+	}
+	return nil
+}
+
+func (d *destination) close() error {
+	var errs []error
+	if d.dir != nil {
+		errs = append(errs, d.dir.Close())
+	}
+	if d.drop != nil {
+		errs = append(errs, d.drop())
+	}
+	return errors.Join(errs...)
 }
 
 func (d *destination) where() string {
-	if d.path == "" {
+	switch {
+	case d.path == "":
 		return ""
+	case d.volume != "":
+		return " in " + filepath.Base(d.path) + " on volume " + d.volume
 	}
 	return " in " + d.path
 }
@@ -141,13 +274,13 @@ func (d *destination) where() string {
 func (a app) volumeRestore() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "restore FILE VOLUME", Short: "Restore a backup into an empty volume; FILE - is the standard input",
-		Long: "Restore a backup into a volume that is empty. Everything appears at once at the end: a restore that is interrupted,\n" +
-			"or whose archive is damaged, leaves the volume as it was.",
+		Long: "Restore a backup into a volume that is empty. FILE may be in another volume, volume:NAME/FILE. Everything appears at\n" +
+			"once at the end: a restore that is interrupted, or whose archive is damaged, leaves the volume as it was.",
 		Args: cobra.ExactArgs(2),
 	}
 	config.AddFlags(cmd.Flags(), "run-dir")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		in, err := a.archiveFrom(args[0])
+		in, err := a.archiveFrom(cmd, args[0])
 		if err != nil {
 			return err
 		}
@@ -166,11 +299,11 @@ func (a app) volumeRestore() *cobra.Command {
 			return err
 		}
 		defer dir.Close()
-		s, err := backup.Restore(cmd.Context(), in, backup.Target{Dir: dir, Warn: a.warn})
+		s, err := backup.Restore(cmd.Context(), in, backup.Target{Dir: dir, Bases: in.bases(), Warn: a.warn})
 		in.progress.end()
 		if err == nil {
-			fmt.Fprintf(a.err, "%s: %s, %s of volume %s of %s\n", args[1], entries(s.Entries), size(s.Bytes), s.Volume,
-				s.Created.Format(time.RFC3339))
+			fmt.Fprintf(a.err, "%s: %s, %s of volume %s of %s\n", args[1], entries(s.Entries+s.Unchanged),
+				size(s.Bytes+s.UnchangedBytes), s.Volume, s.Created.Format(time.RFC3339))
 		}
 		return err
 	}
@@ -179,49 +312,89 @@ func (a app) volumeRestore() *cobra.Command {
 
 // volumeVerify reads an archive and says whether it is whole.
 func (a app) volumeVerify() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "verify FILE", Short: "Check that every file in a backup is as it was; FILE - is the standard input",
-		Args: cobra.ExactArgs(1),
+		Long: verifyLong, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			in, err := a.archiveFrom(args[0])
+			in, err := a.archiveFrom(cmd, args[0])
 			if err != nil {
 				return err
 			}
 			defer in.close()
-			s, err := backup.Verify(cmd.Context(), in, nil)
+			s, err := backup.Verify(cmd.Context(), in, in.bases(), nil)
 			in.progress.end()
 			if err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(a.out, "%s is whole: volume %s of %s, %s, %s\n", args[0], s.Volume, s.Created.Format(time.RFC3339),
-				entries(s.Entries), size(s.Bytes))
+				entries(s.Entries+s.Unchanged), size(s.Bytes+s.UnchangedBytes))
 			return err
 		},
 	}
+	config.AddFlags(cmd.Flags(), "run-dir")
+	return cmd
 }
+
+const verifyLong = `Check that every file in a backup, and in those on which it builds, is as it was. FILE may be in a volume, volume:NAME/FILE,
+and - is the standard input.`
 
 // source is an archive that is read, with its progress.
 type source struct {
 	*os.File
 	progress *progress
 	done     int64
+	// drop gives back the volume in which it is.
+	drop func() error
 }
 
-func (a app) archiveFrom(path string) (*source, error) {
+// archiveFrom opens an archive: a file, one in a volume, or the standard input.
+func (a app) archiveFrom(cmd *cobra.Command, path string) (*source, error) {
 	s := &source{File: os.Stdin, progress: a.progress(filepath.Base(path))}
 	if path == "-" {
 		return s, nil
 	}
-	f, err := os.Open(path)
+	rest, inVolume := strings.CutPrefix(path, volumeOutput)
+	if !inVolume {
+		return s, s.open(path)
+	}
+	name, file, ok := strings.Cut(rest, "/")
+	if !ok || !filepath.IsLocal(file) {
+		return nil, fmt.Errorf("%s: want volume:NAME/FILE", path)
+	}
+	client, err := a.volumeClient(cmd)
 	if err != nil {
 		return nil, err
 	}
+	h, err := hold(cmd.Context(), client, name)
+	if err != nil {
+		return nil, err
+	}
+	s.drop = h.drop
+	if err := s.open(filepath.Join(h.Path, file)); err != nil {
+		return nil, errors.Join(err, h.drop())
+	}
+	return s, nil
+}
+
+func (s *source) open(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
 	st, err := f.Stat()
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return errors.Join(err, f.Close())
 	}
 	s.File, s.progress.total = f, st.Size()
-	return s, nil
+	return nil
+}
+
+// bases opens the archives on which an incremental one builds: they are beside it.
+func (s *source) bases() backup.Bases {
+	if s.File == os.Stdin {
+		return nil
+	}
+	return backup.Beside(s.Name())
 }
 
 func (s *source) Read(b []byte) (int, error) {
@@ -235,6 +408,9 @@ func (s *source) close() {
 	s.progress.end()
 	if s.File != os.Stdin {
 		s.File.Close()
+	}
+	if s.drop != nil {
+		_ = s.drop() // the daemon gives it back once this process has ended
 	}
 }
 

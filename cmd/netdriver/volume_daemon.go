@@ -1,15 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/internal/config"
 	"github.com/netdriver/netdriver/internal/plugin"
@@ -39,6 +43,9 @@ func volumes(
 	d, err := volume.New(volume.Config{
 		Store: s, Node: cfg.Node, Dir: filepath.Join(cfg.DataDir, "volumes"), Mounts: filepath.Join(cfg.RunDir, "volumes"),
 		Mounter: mount.NewProcesses(self, volumeChild), Tunnel: []string{self, volumeTunnel}, Log: log,
+		Backup: func(ctx context.Context, name, to string, keep int) error {
+			return scheduledBackup(ctx, self, cfg.RunDir, name, to, keep)
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -67,6 +74,19 @@ func volumes(
 			return verbs.Serve(ctx, volume.ControlPath(cfg.RunDir))
 		})},
 	}, nil
+}
+
+// scheduledBackup backs a volume up by a process of its own: it may need much memory, and its reads may wait for a server.
+func scheduledBackup(ctx context.Context, self, runDir, name, to string, keep int) error {
+	cmd := exec.CommandContext(ctx, self, "volume", "backup", name, "--output", volumeOutput+to, "--keep", strconv.Itoa(keep),
+		"--run-dir", runDir)
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	said, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(said))
+	}
+	return nil
 }
 
 // recoverVolumes tries until the journal can be read: networks do not wait for it.

@@ -82,6 +82,17 @@ func (p painter) volume(r volume.Report) string {
 		u := r.Users[node]
 		line("used", fmt.Sprintf("by %s on node %s %s", plural(u.Users, "user"), node, u.Health))
 	}
+	if b := r.Backup; b != nil {
+		if !b.Succeeded.IsZero() {
+			line("backup", fmt.Sprintf("%s ago: %s, %s in %s", p.age(b.Succeeded), entries(b.Entries), size(b.Bytes), b.File))
+		}
+		switch {
+		case b.Error != "":
+			line("backup", fmt.Sprintf("failed %s ago on node %s: %s", p.age(b.Started), b.Node, b.Error))
+		case b.Finished.IsZero():
+			line("backup", fmt.Sprintf("began %s ago on node %s", p.age(b.Started), b.Node))
+		}
+	}
 	for _, x := range r.Drift {
 		line("drift", fmt.Sprintf("node %s asked for other options %s ago", x.Node, p.age(x.Since)))
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 	api "github.com/docker/go-plugins-helpers/volume"
 
 	"github.com/netdriver/netdriver/volume"
+	"github.com/netdriver/netdriver/volume/backup"
 )
 
 // docker makes one of Docker's volume calls.
@@ -187,7 +189,7 @@ func TestAVolumeIsBackedUpVerifiedAndRestoredIntoANewOne(t *testing.T) {
 		t.Fatalf("backup: status %d, errors %q", code, errs)
 	}
 	files, err := filepath.Glob(filepath.Join(backups, "*"))
-	if err != nil || len(files) != 1 || !strings.HasSuffix(files[0], archiveSuffix) {
+	if err != nil || len(files) != 1 || !strings.HasSuffix(files[0], backup.Suffix) {
 		t.Fatalf("backups %v, error %v", files, err)
 	}
 	if code, out, errs := execute(t, nil, "volume", "verify", files[0]); code != 0 || !strings.Contains(out, "is whole: volume data") {
@@ -219,4 +221,66 @@ func TestProgressHasRateAndTimeLeft(t *testing.T) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
+}
+
+func TestBackupsIntoAVolumeBuildOnEachOtherAndOldOnesGo(t *testing.T) {
+	d := startDaemon(t, newDir(t))
+	d.eventually("volume plugin", func() error { _, err := d.docker("List", nil); return err })
+	dirs := map[string]string{}
+	for _, name := range []string{"data", "archive", "copy"} {
+		dirs[name] = filepath.Join(d.dir, "of-"+name)
+		if err := os.Mkdir(dirs[name], 0o755); err != nil {
+			t.Fatal(err)
+		}
+		d.mustDocker("Create", api.CreateRequest{Name: name, Options: map[string]string{"type": "local", "device": dirs[name]}})
+	}
+	file := filepath.Join(dirs["data"], "f")
+	long := time.Now().Add(-time.Hour)
+	if err := errors.Join(os.WriteFile(file, []byte("content"), 0o640), os.Chtimes(file, long, long)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2100 * time.Millisecond) // what changed a moment before a backup is read again
+	for i, want := range []string{"2 entries, 7 B in data-", "(1 files, 7 B, unchanged)", "removed data-"} {
+		args := []string{"backup", "data", "-o", "volume:archive"}
+		if i == 2 {
+			args = append(args, "--full", "--keep", "1")
+		}
+		if code, _, errs := d.verb(args...); code != 0 || !strings.Contains(errs, want) {
+			t.Fatalf("backup %d: status %d, errors %q, want %q", i, code, errs, want)
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(dirs["archive"], "data-*"+backup.Suffix))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("archives %v, error %v", files, err)
+	}
+	archive := "volume:archive/" + filepath.Base(files[0])
+	if code, out, errs := d.verb("verify", archive); code != 0 || !strings.Contains(out, "is whole") {
+		t.Errorf("verify: status %d, output %q, errors %q", code, out, errs)
+	}
+	if code, _, errs := d.verb("restore", archive, "copy"); code != 0 {
+		t.Errorf("restore: status %d, errors %q", code, errs)
+	}
+	if _, out, _ := d.verb("inspect", "data"); !strings.Contains(out, "ago: 2 entries, 7 B in ") {
+		t.Errorf("inspect does not show the last backup:\n%s", out)
+	}
+	if code, _, errs := d.verb("backup", "data", "-o", filepath.Join(d.dir, "f.tar.zst"), "--keep", "1"); code == 0 || !strings.Contains(errs, "directory") {
+		t.Errorf("--keep for a file: status %d, errors %q", code, errs)
+	}
+	if code, _, errs := d.verb("backup", "data", "-o", "volume:nosuch"); code == 0 || !strings.Contains(errs, "no such volume") {
+		t.Errorf("into a volume that is not there: status %d, errors %q", code, errs)
+	}
+}
+
+func TestAVolumeIsBackedUpBySchedule(t *testing.T) {
+	d := startDaemon(t, newDir(t))
+	d.eventually("volume plugin", func() error { _, err := d.docker("List", nil); return err })
+	d.mustDocker("Create", api.CreateRequest{Name: "archive"})
+	d.mustDocker("Create", api.CreateRequest{Name: "data", Options: map[string]string{"backup": "daily", "backup-to": "archive"}})
+	d.eventually("a backup", func() error {
+		_, out, errs := d.verb("inspect", "data")
+		if !strings.Contains(out, "ago: 1 entry, 0 B in ") {
+			return fmt.Errorf("%s%s", out, errs)
+		}
+		return nil
+	})
 }

@@ -137,5 +137,5 @@ func TestVolumesOnCephFS(t *testing.T) {
 		// What is in the object store's memory would be gone with it.
 		die: func() { s.kill("mon", "mgr", "mds") }, ready: s.cephServes,
 	}
-	k.scenario(t, c.Nodes[:2])
+	k.scenario(t, dockerHosts(c.Nodes[:2]))
 }

@@ -70,5 +70,5 @@ func TestVolumesOnGlusterFS(t *testing.T) {
 		sayWithdrawn: "no started volume",
 		ready:        func() { s.answers(s.gluster("volume", "list")...) },
 	}
-	k.scenario(t, c.Nodes[:2])
+	k.scenario(t, dockerHosts(c.Nodes[:2]))
 }

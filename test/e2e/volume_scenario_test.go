@@ -40,31 +40,31 @@ const deadline = 25 * time.Second
 
 // scenario runs on one kind of server all that volumes promise of every kind. Two nodes, so that what one writes is read on
 // another; `docker ps` and `docker volume ls` are watched throughout.
-func (k *volumeKind) scenario(t *testing.T, nodes []*lab.Node) {
+func (k *volumeKind) scenario(t *testing.T, hosts []volumeHost) {
 	k.t = t
-	defer watchDocker(t, nodes)()
-	n1, n2 := nodes[0], nodes[1]
-	newVolume(t, n1, k.name, k.options()...)
-	newVolume(t, n1, k.name+"-other") // on no server
+	defer watch(t, hosts)()
+	n1, n2 := hosts[0], hosts[1]
+	makeVolume(t, n1, k.name, k.options()...)
+	makeVolume(t, n1, k.name+"-other") // on no server
 
 	t.Run("moves", func(t *testing.T) {
-		inVolume(t, n1, k.name, "echo kept >/data/f; mkdir /data/d; ln -s f /data/l")
-		if got := inVolume(t, n2, k.name, "cat /data/l; rmdir /data/d"); got != "kept" {
-			t.Errorf("%s reads %q", n2.Name, got)
+		uses(t, n1, k.name, "echo kept >/data/f; mkdir /data/d; ln -s f /data/l")
+		if got := uses(t, n2, k.name, "cat /data/l; rmdir /data/d"); got != "kept" {
+			t.Errorf("the second node reads %q", got)
 		}
-		says(t, docker(t, n2, "volume", "inspect", k.name), `"type": "`+k.kind()+`"`, k.addr)
+		says(t, n2.inspect(t, k.name), `"type":"`+k.kind()+`"`, k.addr)
 	})
 	t.Run("subdir", func(t *testing.T) {
-		newVolume(t, n2, k.name+"-sub", append(k.options(), "subdir=web/static", "mode=2770", "uid=33", "gid=34")...)
-		inVolume(t, n1, k.name+"-sub", "echo below >/data/g")
+		makeVolume(t, n2, k.name+"-sub", append(k.options(), "subdir=web/static", "mode=2770", "uid=33", "gid=34")...)
+		uses(t, n1, k.name+"-sub", "echo below >/data/g")
 		const list = "cat /data/web/static/g; stat -c '%a %u:%g' /data/web/static"
-		if got := inVolume(t, n2, k.name, list); got != "below\n2770 33:34" {
+		if got := uses(t, n2, k.name, list); got != "below\n2770 33:34" {
 			t.Errorf("below subdir there is %q", got)
 		}
 	})
 	t.Run("read-only", func(t *testing.T) {
-		newVolume(t, n1, k.name+"-ro", k.options("ro")...)
-		got := inVolume(t, n1, k.name+"-ro", "cat /data/f; ! echo x 2>&1 >/data/x")
+		makeVolume(t, n1, k.name+"-ro", k.options("ro")...)
+		got := uses(t, n1, k.name+"-ro", "cat /data/f; ! echo x 2>&1 >/data/x")
 		says(t, got, "kept", "Read-only file system")
 	})
 	k.refusals(t, n1)
@@ -74,9 +74,9 @@ func (k *volumeKind) scenario(t *testing.T, nodes []*lab.Node) {
 	if die == nil {
 		die = k.stop
 	}
-	t.Run("killed", func(t *testing.T) { k.outage(t, nodes, die, k.start) })
-	t.Run("frozen", func(t *testing.T) { k.outage(t, nodes, k.freeze, k.thaw) })
-	t.Run("cut off", func(t *testing.T) { k.outage(t, nodes, k.cut, k.connect) })
+	t.Run("killed", func(t *testing.T) { k.outage(t, hosts, die, k.start) })
+	t.Run("frozen", func(t *testing.T) { k.outage(t, hosts, k.freeze, k.thaw) })
+	t.Run("cut off", func(t *testing.T) { k.outage(t, hosts, k.cut, k.connect) })
 }
 
 // kind is the value of type=.
@@ -90,53 +90,51 @@ func (k *volumeKind) kind() string {
 }
 
 // refusals are the errors in which the server has answered.
-func (k *volumeKind) refusals(t *testing.T, n *lab.Node) {
-	refusal := func(name string, options []string, words ...string) {
+func (k *volumeKind) refusals(t *testing.T, n volumeHost) {
+	expect := func(name string, options []string, words ...string) {
 		t.Run(name, func(t *testing.T) {
 			if options == nil {
 				t.Logf("not with %s", k.name)
 				return
 			}
 			volume := k.name + "-" + strings.ReplaceAll(name, " ", "-")
-			newVolume(t, n, volume, options...)
-			err := refused(t, n, "run", "--rm", "--network", "none", "-v", volume+":/data", lab.Image, "true")
-			says(t, err, append([]string{k.kind(), k.addr}, words...)...)
-			if out := run(t, n, "cat", "/proc/self/mountinfo"); strings.Contains(out, "/"+volume+" ") {
+			makeVolume(t, n, volume, options...)
+			says(t, refusal(t, n, volume), append([]string{k.kind(), k.addr}, words...)...)
+			if out := run(t, n.node(), "cat", "/proc/self/mountinfo"); strings.Contains(out, "/"+volume+" ") {
 				t.Errorf("it is mounted nevertheless:\n%s", out)
 			}
 		})
 	}
-	refusal("missing", k.missing, k.sayMissing)
-	refusal("forbidden", k.forbidden, k.sayForbidden)
+	expect("missing", k.missing, k.sayMissing)
+	expect("forbidden", k.forbidden, k.sayForbidden)
 	if k.squashed != nil {
-		refusal("root squashed", append(k.squashed, "subdir=made"), "root_squash")
+		expect("root squashed", append(k.squashed, "subdir=made"), "root_squash")
 	}
 }
 
 // madeAnew: a directory that is mounted is deleted on the server and made again. Nobody may go on with the old one.
-func (k *volumeKind) madeAnew(t *testing.T, n1, n2 *lab.Node) {
+func (k *volumeKind) madeAnew(t *testing.T, n1, n2 volumeHost) {
 	name := k.name + "-anew"
-	newVolume(t, n1, name, append(k.options(), "subdir=anew")...)
-	id := docker(t, n1, "run", "--detach", "--network", "none", "-v", name+":/data", lab.Image, "sleep", "1000")
-	atEndRun(t, n1, "docker", "rm", "--force", id)
-	inVolume(t, n2, k.name, "rm -r /data/anew; mkdir /data/anew; echo new >/data/anew/f")
+	makeVolume(t, n1, name, append(k.options(), "subdir=anew")...)
+	held := n1.hold(t, name, "sleep 1000")
+	uses(t, n2, k.name, "rm -r /data/anew; mkdir /data/anew; echo new >/data/anew/f")
 	eventually(t, 15*time.Second, func() error {
-		out, err := n1.Exec(t.Context(), "netdriver", "volume", "check", name)
+		out, err := n1.node().Exec(t.Context(), "netdriver", "volume", "check", name)
 		if err == nil {
 			return fmt.Errorf("it is not noticed:\n%s", out)
 		}
 		return nil
 	})
-	says(t, run(t, n1, "netdriver", "volume", "inspect", name), "STALE", "stop the containers that use it")
-	says(t, refused(t, n1, "run", "--rm", "--network", "none", "-v", name+":/data", lab.Image, "true"), "1 other users hold it")
-	docker(t, n1, "rm", "--force", id)
-	if got := inVolume(t, n1, name, "cat /data/f"); got != "new" {
+	says(t, run(t, n1.node(), "netdriver", "volume", "inspect", name), "STALE", "stop the containers that use it")
+	says(t, refusal(t, n1, name), "1 other users hold it")
+	held.end(t)
+	if got := uses(t, n1, name, "cat /data/f"); got != "new" {
 		t.Errorf("with its last user gone it is not mounted anew: %q", got)
 	}
 }
 
 // withdrawn: the export is removed.
-func (k *volumeKind) withdrawn(t *testing.T, n *lab.Node) {
+func (k *volumeKind) withdrawn(t *testing.T, n volumeHost) {
 	k.withdraw()
 	offered := false
 	defer func() {
@@ -144,17 +142,16 @@ func (k *volumeKind) withdrawn(t *testing.T, n *lab.Node) {
 			k.offer()
 		}
 	}()
-	err := refused(t, n, "run", "--rm", "--network", "none", "-v", k.name+":/data", lab.Image, "true")
-	says(t, err, k.addr, k.sayWithdrawn)
+	says(t, refusal(t, n, k.name), k.addr, k.sayWithdrawn)
 	k.offer()
 	offered = true
 	eventually(t, 60*time.Second, func() error { return k.reads(t, n) })
 }
 
-// reads says whether a container gets the volume's data.
-func (k *volumeKind) reads(t *testing.T, n *lab.Node) error {
-	got, err := n.Docker(t.Context(), "run", "--rm", "--network", "none", "-v", k.name+":/data", lab.Image, "cat", "/data/f")
-	if err == nil && strings.TrimSpace(got) != "kept" {
+// reads says whether a user gets the volume's data.
+func (k *volumeKind) reads(t *testing.T, n volumeHost) error {
+	got, err := n.use(t.Context(), k.name, "cat /data/f")
+	if err == nil && got != "kept" {
 		err = fmt.Errorf("it reads %q", got)
 	}
 	return err
@@ -162,15 +159,13 @@ func (k *volumeKind) reads(t *testing.T, n *lab.Node) error {
 
 // outage: the server is away for a while. Who starts a container then learns in time why it cannot; volumes of others are as
 // before; and who has used the volume all the time goes on afterwards and has lost nothing.
-func (k *volumeKind) outage(t *testing.T, nodes []*lab.Node, down, up func()) {
-	n1, n2 := nodes[0], nodes[1]
-	id := docker(t, n1, "run", "--detach", "--network", "none", "-v", k.name+":/data", lab.Image, "sh", "-c",
-		"n=0; while :; do n=$((n+1)); echo $n >>/data/log && echo $n; sleep 0.2; done")
-	atEndRun(t, n1, "docker", "rm", "--force", id)
-	written := func() int { return strings.Count(docker(t, n1, "logs", id), "\n") }
+func (k *volumeKind) outage(t *testing.T, hosts []volumeHost, down, up func()) {
+	n1, n2 := hosts[0], hosts[1]
+	held := n1.hold(t, k.name, "n=0; while :; do n=$((n+1)); echo $n >>/data/log && echo $n; sleep 0.2; done")
+	written := func() int { return strings.Count(held.output(t), "\n") }
 	eventually(t, 20*time.Second, func() error {
 		if written() == 0 {
-			return errors.New("the container has written nothing")
+			return errors.New("nothing is written")
 		}
 		return nil
 	})
@@ -182,14 +177,14 @@ func (k *volumeKind) outage(t *testing.T, nodes []*lab.Node, down, up func()) {
 		}
 	}()
 	begin := time.Now()
-	err := refused(t, n2, "run", "--rm", "--network", "none", "-v", k.name+":/data", lab.Image, "true")
+	err := refusal(t, n2, k.name)
 	took := time.Since(begin)
 	t.Logf("known after %s", took.Round(time.Millisecond))
 	if took > deadline {
 		t.Errorf("it took %s to learn that the server is away", took)
 	}
 	says(t, err, k.kind(), k.addr)
-	inVolume(t, n1, k.name+"-other", "true")
+	uses(t, n1, k.name+"-other", "true")
 	up()
 	isUp = true
 	k.ready()
@@ -197,32 +192,32 @@ func (k *volumeKind) outage(t *testing.T, nodes []*lab.Node, down, up func()) {
 	eventually(t, 90*time.Second, func() error { return k.reads(t, n2) })
 	eventually(t, 90*time.Second, func() error {
 		if written() <= before {
-			return errors.New("the container that had the volume does not go on")
+			return errors.New("who had the volume does not go on")
 		}
 		return nil
 	})
-	docker(t, n1, "rm", "--force", id)
-	inVolume(t, n2, k.name, "rm /data/log")
+	held.end(t)
+	uses(t, n2, k.name, "rm /data/log")
 }
 
-// watchDocker asks every node's Docker for its containers and its volumes, again and again, and returns how to end that. A
-// question that took more than a second is asked again at once: three such answers in a row are no matter of a busy machine.
-func watchDocker(t *testing.T, nodes []*lab.Node) (stop func()) {
+// watch asks every host what Docker's users ask of volumes, again and again, and returns how to end that. A question that took
+// more than a second is asked again at once: three such answers in a row are no matter of a busy machine.
+func watch(t *testing.T, hosts []volumeHost) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	for _, n := range nodes {
-		for _, question := range [][]string{{"ps"}, {"volume", "ls"}} {
-			wg.Go(func() { watchOne(ctx, t, n, question) })
+	for _, h := range hosts {
+		for what, ask := range h.questions() {
+			wg.Go(func() { watchOne(ctx, t, h.node(), what, ask) })
 		}
 	}
 	return func() { cancel(); wg.Wait() }
 }
 
-func watchOne(ctx context.Context, t *testing.T, n *lab.Node, question []string) {
+func watchOne(ctx context.Context, t *testing.T, n *lab.Node, what string, ask func(context.Context) error) {
 	slowest, slow, asked := time.Duration(0), 0, 0
 	for ctx.Err() == nil {
 		begin := time.Now()
-		_, err := n.Docker(ctx, question...)
+		err := ask(ctx)
 		took := time.Since(begin)
 		if ctx.Err() != nil {
 			break
@@ -230,7 +225,7 @@ func watchOne(ctx context.Context, t *testing.T, n *lab.Node, question []string)
 		asked++
 		slowest = max(slowest, took)
 		if err != nil {
-			t.Errorf("%s: docker %s: %v", n.Name, strings.Join(question, " "), err)
+			t.Errorf("%s: %s: %v", n.Name, what, err)
 		}
 		if took < n.Patience(time.Second) {
 			slow = 0
@@ -241,8 +236,8 @@ func watchOne(ctx context.Context, t *testing.T, n *lab.Node, question []string)
 			continue
 		}
 		if slow++; slow == 3 {
-			t.Errorf("%s: docker %s took more than a second, three times in a row: %s", n.Name, strings.Join(question, " "), took)
+			t.Errorf("%s: %s took more than a second, three times in a row: %s", n.Name, what, took)
 		}
 	}
-	t.Logf("%s: docker %s: %d times, at most %s", n.Name, strings.Join(question, " "), asked, slowest.Round(time.Millisecond))
+	t.Logf("%s: %s: %d times, at most %s", n.Name, what, asked, slowest.Round(time.Millisecond))
 }

@@ -65,6 +65,7 @@ func (h Host) Volume(name string, spec option.Spec) (v mount.Volume, explain fun
 	if h.Dial == nil {
 		h.Dial = (&net.Dialer{}).DialContext
 	}
+	spec.Backup = option.Backup{}
 	s := &session{host: h, name: name, spec: spec}
 	v = mount.Volume{Name: name, Server: Server(name, spec), Options: fmt.Sprintf("%+v", spec)}
 	var cause func(error) (string, string)

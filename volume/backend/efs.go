@@ -21,6 +21,10 @@ import (
 // tunnelStart is what a tunnel's process may take to start.
 const tunnelStart = 5 * time.Second
 
+// errNoTLS says that a server has taken a connection and said nothing to the first message of TLS: it is frozen, or waits for
+// something else.
+var errNoTLS = errors.New("no answer to TLS")
+
 // prepareEFS mounts an EFS file system as what it is, an NFS 4.1 server, through TLS unless the user wants none. The
 // handshake is made here first: a certificate that is refused would otherwise show as a mount that hangs.
 func (s *session) prepareEFS(ctx context.Context) (mount.Plan, error) {
@@ -43,7 +47,10 @@ func (s *session) prepareEFS(ctx context.Context) (mount.Plan, error) {
 	defer conn.Close()
 	secure := tls.Client(conn, client)
 	if err := secure.HandshakeContext(ctx); err != nil {
-		return mount.Plan{}, silence(ctx, err)
+		if err = silence(ctx, err); errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("%w: %w", errNoTLS, err)
+		}
+		return mount.Plan{}, err
 	}
 	if _, _, err := nullCall(ctx, secure, nfsProgram, 4); err != nil {
 		return mount.Plan{}, fmt.Errorf("ask %s through TLS for NFS: %w", conn.RemoteAddr(), err)
@@ -91,6 +98,9 @@ func (s *session) explainEFS(err error) (cause, remedy string) {
 		return "its certificate is for another name", "use the name in it: with -o addr=NAME, or without addr= the file system's own"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "its certificate has expired, or this node's clock is wrong", "renew it on the server; check `timedatectl` here"
+	case errors.Is(err, errNoTLS):
+		return "it takes the connection and does not answer to TLS", "check that it is up; if it does not speak TLS there, add " +
+			"-o tls=false in a network that you trust, or name the TLS port with -o o=port="
 	case errors.As(err, &record):
 		return "it does not speak TLS there", "add -o tls=false in a network that you trust, or name the TLS port with -o o=port="
 	case errors.As(err, &path) && path.Path == s.spec.CAFile && s.spec.CAFile != "":

@@ -124,6 +124,10 @@ func (s *session) explainNFS(err error) (cause, remedy string) {
 		client = "this node (" + s.client.String() + ")"
 	}
 	share := fmt.Sprintf("%s %s(rw,no_subtree_check)", s.spec.Path, s.client)
+	if errors.Is(err, mount.ErrStale) {
+		return "the mounted directory was made anew on the server",
+			"stop the containers that use it, then start them again; if that does not help, run `exportfs -ra` there"
+	}
 	switch f.Errno {
 	case unix.ENOENT:
 		return "it exports no " + s.spec.Path + " to " + client,

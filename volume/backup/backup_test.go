@@ -197,7 +197,7 @@ func TestADamagedArchiveIsRefusedWithTheFileNamedAndNothingIsRestored(t *testing
 	try(t, os.WriteFile(filepath.Join(from, "b"), []byte("b"), 0o600))
 	archive := create(t, from)
 	for name, change := range map[string]func([]byte) []byte{
-		"a byte changed": func(b []byte) []byte { b[len(b)/3] ^= 1; return b },
+		"a byte changed": func(b []byte) []byte { b[len(b)/3] ^= 0xff; return b },
 		"cut":            func(b []byte) []byte { return b[:len(b)-40] },
 		"cut to nothing": func([]byte) []byte { return nil },
 		"more after it":  func(b []byte) []byte { return append(b, b...) },

@@ -45,7 +45,9 @@ func (a *archives) backup(from, name string) Summary {
 	return s
 }
 
-func (a *archives) open(name string) (io.ReadCloser, error) { return os.Open(filepath.Join(a.dir, name)) }
+func (a *archives) open(name string) (io.ReadCloser, error) {
+	return os.Open(filepath.Join(a.dir, name))
+}
 
 // restore restores the last backup, after it was verified.
 func (a *archives) restore(to string) error {

@@ -3,10 +3,12 @@ package backup
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -138,13 +140,26 @@ func (i *index) find(path string) (l line, found bool, err error) {
 const (
 	skippable   = 0x184D2A5E
 	trailerMark = "netdrive"
-	trailerSize = 8 + len(trailerMark) + 8
+	trailerSize = 8 + len(trailerMark) + 8 + 4
 )
 
 func appendTrailer(buf []byte, at int64) []byte {
 	buf = binary.LittleEndian.AppendUint32(buf, skippable)
 	buf = binary.LittleEndian.AppendUint32(buf, uint32(trailerSize-8))
-	return binary.LittleEndian.AppendUint64(append(buf, trailerMark...), uint64(at))
+	buf = binary.LittleEndian.AppendUint64(append(buf, trailerMark...), uint64(at))
+	return binary.LittleEndian.AppendUint32(buf, crc32.ChecksumIEEE(buf[len(buf)-trailerSize+4:]))
+}
+
+// readTrailer returns where the last members begin in an archive of a size, whose end it is given.
+func readTrailer(end []byte, size int64) (int64, error) {
+	at := int64(0)
+	if len(end) == trailerSize {
+		at = int64(binary.LittleEndian.Uint64(end[8+len(trailerMark):]))
+	}
+	if at < 0 || at >= size || !bytes.Equal(appendTrailer(nil, at), end) {
+		return 0, fmt.Errorf("%w: it does not end as a backup does", ErrDamaged)
+	}
+	return at, nil
 }
 
 // Base is an archive in a directory that the next one can build on.
@@ -182,16 +197,13 @@ func (b *Base) read(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	end := make([]byte, trailerSize)
-	if st.Size() < int64(trailerSize) {
-		return fmt.Errorf("%w: it has %d bytes", ErrForeign, st.Size())
-	}
-	if _, err := f.ReadAt(end, st.Size()-int64(trailerSize)); err != nil {
+	end := make([]byte, min(int64(trailerSize), st.Size()))
+	if _, err := f.ReadAt(end, st.Size()-int64(len(end))); err != nil {
 		return err
 	}
-	at := int64(binary.LittleEndian.Uint64(end[trailerSize-8:]))
-	if binary.LittleEndian.Uint32(end) != skippable || string(end[8:8+len(trailerMark)]) != trailerMark || at < 0 || at > st.Size() {
-		return fmt.Errorf("%w: it does not end as one does", ErrForeign)
+	at, err := readTrailer(end, st.Size())
+	if err != nil {
+		return err
 	}
 	z, err := zstd.NewReader(io.NewSectionReader(f, at, st.Size()-at), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
 	if err != nil {

@@ -50,6 +50,7 @@ type sink interface {
 
 // archive is an archive being read.
 type archive struct {
+	in      *input
 	plain   io.Reader
 	tar     *tar.Reader
 	summary Summary // as counted
@@ -117,7 +118,8 @@ func readOne(ctx context.Context, in io.Reader, a *archive, to sink) (Summary, e
 	if err := to.begin(); err != nil {
 		return Summary{}, err
 	}
-	z, err := zstd.NewReader(&cancelled{ctx, in}, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(2))
+	a.in = &input{ctx: ctx, in: in}
+	z, err := zstd.NewReader(a.in, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(2))
 	if err != nil {
 		return Summary{}, err
 	}
@@ -270,7 +272,8 @@ func (a *archive) end(to sink) (Summary, error) {
 	if n, err := a.plain.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
 		return s, fmt.Errorf("%w: something follows its end: %v", ErrDamaged, err)
 	}
-	return s, nil
+	_, err = readTrailer(a.in.end, a.in.size)
+	return s, err
 }
 
 // sameLines compares two lists of sums and names the first file that differs.
@@ -327,17 +330,22 @@ type inputError struct{ err error }
 func (e *inputError) Error() string { return "read the archive: " + e.err.Error() }
 func (e *inputError) Unwrap() error { return e.err }
 
-// cancelled ends reading when its context does.
-type cancelled struct {
-	ctx context.Context
-	in  io.Reader
+// input ends reading when its context does, and remembers the end of what was read.
+type input struct {
+	ctx  context.Context
+	in   io.Reader
+	size int64
+	end  []byte
 }
 
-func (c *cancelled) Read(b []byte) (int, error) {
+func (c *input) Read(b []byte) (int, error) {
 	if err := c.ctx.Err(); err != nil {
 		return 0, &inputError{err}
 	}
 	n, err := c.in.Read(b)
+	c.size += int64(n)
+	c.end = append(c.end, b[max(0, n-trailerSize):n]...)
+	c.end = append(c.end[:0], c.end[max(0, len(c.end)-trailerSize):]...)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = &inputError{err}
 	}

@@ -55,6 +55,8 @@ type Spec struct {
 	CAFile string
 	// Region of EFS, part of the mount target's name.
 	Region string
+	// Backup is the schedule of its backups. It changes nothing of how the volume is mounted.
+	Backup Backup
 }
 
 // Setting is one option of a file system; Value is empty for a flag.
@@ -110,7 +112,7 @@ type kind struct {
 }
 
 func kinds() map[Type]kind {
-	dir := []string{"subdir", "mode", "uid", "gid"}
+	dir := []string{"subdir", "mode", "uid", "gid", "backup", "backup-to", "backup-keep"}
 	return map[Type]kind{
 		NFS:       {append([]string{"o", "device"}, dir...), parseNFS},
 		EFS:       {append([]string{"volume", "region", "addr", "tls", "cafile", "device", "o"}, dir...), parseEFS},
@@ -146,6 +148,7 @@ func Parse(options map[string]string) (Spec, error) {
 	}
 	k.parse(r, &spec)
 	r.subdir(&spec)
+	r.backup(&spec)
 	slices.SortStableFunc(spec.Settings, func(a, b Setting) int { return strings.Compare(a.Key, b.Key) })
 	if err := errors.Join(r.errs...); err != nil {
 		return Spec{}, err

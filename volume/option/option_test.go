@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -62,7 +63,10 @@ func TestTheOptionsOfTheGuideAreUnderstood(t *testing.T) {
 				{Key: "timeo", Value: "600"}, {Key: "wsize", Value: "1048576"},
 			},
 		},
-		"":                              {Type: option.Local, Subdir: whole()},
+		"": {Type: option.Local, Subdir: whole()},
+		"backup=weekly backup-to=b backup-keep=3": {
+			Type: option.Local, Subdir: whole(), Backup: option.Backup{Every: 7 * 24 * time.Hour, To: "b", Keep: 3},
+		},
 		"type=local device=/srv/x o=ro": {Type: option.Local, Path: "/srv/x", Flags: unix.MS_RDONLY, Subdir: whole()},
 	} {
 		got, err := option.Parse(opts(line))
@@ -112,6 +116,10 @@ func TestAMistakeIsRefusedWithWhatIsAllowed(t *testing.T) {
 		"type=local device=relative":                        "want an absolute one",
 		"type=local device=/":                               "root of the node",
 		"type=local o=vers=3":                               "no mount option of type=local",
+		"backup=sometimes backup-to=b":                      "hourly, daily or weekly",
+		"backup=daily":                                      "add -o backup-to=VOLUME",
+		"backup-to=b":                                       "add -o backup=daily",
+		"backup=daily backup-to=b backup-keep=0":            "from 1 to 10000",
 	} {
 		_, err := option.Parse(opts(line))
 		if !errors.Is(err, option.ErrOption) || !strings.Contains(err.Error(), want) {

@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -77,24 +79,37 @@ func (n *Node) StartDaemon(ctx context.Context, config DaemonConfig) error {
 
 // activate makes the first call that dockerd makes to a plugin.
 func (n *Node) activate(ctx context.Context) error {
+	_, err := n.Call(ctx, pluginSocket, "Plugin.Activate", nil)
+	return err
+}
+
+// Call makes one of dockerd's calls at a socket in the node, with a request that becomes JSON, and returns the answer.
+func (n *Node) Call(ctx context.Context, socket, method string, request any) ([]byte, error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return n.dial(ctx, pluginSocket)
+		return n.dial(ctx, socket)
 	}}
 	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/Plugin.Activate", nil)
-	if err != nil {
-		return err
+	var body []byte
+	if request != nil {
+		var err error
+		if body, err = json.Marshal(request); err != nil {
+			return nil, err
+		}
 	}
-	response, err := (&http.Client{Transport: transport}).Do(request)
+	post, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/"+method, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return nil, err
+	}
+	response, err := (&http.Client{Transport: transport}).Do(post)
+	if err != nil {
+		return nil, fmt.Errorf("on %s: %s: %w", n.Name, method, err)
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
+	answer, err := io.ReadAll(response.Body)
 	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("Plugin.Activate: %s: %s", response.Status, body)
+		err = fmt.Errorf("on %s: %s: %s: %s", n.Name, method, response.Status, answer)
 	}
-	return err
+	return answer, err
 }
 
 // DaemonPID is the process id of the node's netdriver, as seen from outside the node; 0 when it does not run.
