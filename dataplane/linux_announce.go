@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/dataplane/discovery"
 )
 
 // announce sends the announcements of a run on their bridges, which pass them on to the containers.
@@ -17,7 +19,7 @@ func (r *run) announce() {
 		bridge, err := r.find(op, op.Device)
 		if err == nil {
 			to := &unix.SockaddrLinklayer{Ifindex: int(bridge)}
-			err = unix.Sendto(r.l.frames, announcement(op.Address, op.MAC), 0, to)
+			err = unix.Sendto(r.l.frames, discovery.Announcement(op.Address, op.MAC), 0, to)
 		}
 		if err != nil {
 			r.fail(op, fmt.Errorf("send on %s: %w", op.Device, err))

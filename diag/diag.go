@@ -12,6 +12,7 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/dataplane/lan"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -24,6 +25,8 @@ type Sources struct {
 	Store  store.Store
 	Mirror *store.Mirror
 	Plane  Plane
+	// LAN is the data plane of the host's own networks; nil: there is none.
+	LAN    LAN
 	Driver Driver
 	// Filter is the host's packet filter; if nil, Unfiltered says why there is none.
 	Filter     Filter
@@ -41,6 +44,11 @@ type Plane interface {
 	Present(ctx context.Context) ([]dataplane.Network, error)
 	Receipts(vni vxlan.VNI) []dataplane.Receipt
 	Counts(ctx context.Context, vni vxlan.VNI) ([]balance.Count, error)
+}
+
+// LAN is what diag needs of that data plane; *lan.Plane is the real one.
+type LAN interface {
+	Receipts(network string) []lan.Receipt
 }
 
 // Driver is what diag needs of the driver; *driver.Driver is the real one.

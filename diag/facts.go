@@ -69,6 +69,7 @@ type facts struct {
 	problem   error
 	receipts  []dataplane.Receipt
 	services  []service
+	conflicts []store.Conflict
 	names     map[string]store.Name // of endpoints, by id
 	sent      map[destination]Sent  // by clients here; nil if nothing was counted
 	// protected is what the members of an encrypted network say of their encryption; this node's is fresh.
@@ -204,7 +205,7 @@ func (d *Diagnosis) settle(ctx context.Context, all []facts) {
 func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, whole bool) facts {
 	f := facts{
 		cluster: c, me: d.src.Node, network: nw, problem: d.src.Driver.Problems()[nw.Name],
-		receipts: d.src.Plane.Receipts(nw.VNI), counts: map[netip.Prefix]uint64{}, leases: map[netip.Prefix][]store.Lease{},
+		receipts: d.receipts(nw.Network), counts: map[netip.Prefix]uint64{}, leases: map[netip.Prefix][]store.Lease{},
 	}
 	if f.err == nil {
 		ask, cancel := context.WithTimeout(ctx, askStore)
@@ -254,6 +255,9 @@ func (d *Diagnosis) readNetwork(ctx context.Context, f *facts, whole bool) error
 	}
 	f.endpoints = slices.Collect(maps.Values(es))
 	if err := d.readServices(ctx, f, whole); err != nil {
+		return err
+	}
+	if err := d.readConflicts(ctx, f); err != nil {
 		return err
 	}
 	for _, subnet := range f.network.Subnets {

@@ -20,7 +20,7 @@ func judge(f facts) NetworkReport {
 	nw := f.network
 	r := NetworkReport{
 		Schema: Schema, Network: nw.Name, Node: f.me.Name, Member: slices.Contains(members(nw.Network), f.me.Name),
-		Mode: nw.Mode, VNI: nw.VNI, Port: nw.Port, Internal: nw.Internal, Subnets: f.subnets(), MTU: mtu(nw.Network, f.me),
+		Mode: nw.Mode, VNI: nw.VNI, Port: nw.Port, Internal: nw.Internal, Subnets: f.subnets(), MTU: f.mtuOf(), Medium: f.medium(),
 		Revision: Revision{Applied: f.statuses[f.me.Name].Applied[nw.Name], Wanted: f.wanted(), Store: f.revision},
 		Peers:    f.peers(), Endpoints: f.rows(), EndpointCount: len(f.endpoints), Data: f.data(),
 		DockerNetworks: f.network.docker(), Services: f.serviceRows(), ServiceCount: len(f.services),
@@ -79,7 +79,7 @@ func (f facts) rows() []Endpoint {
 	for _, e := range f.endpoints {
 		n := f.names[e.ID]
 		row := Endpoint{
-			ID: e.ID, Container: n.Container, ContainerID: n.ContainerID, Service: n.Service, Task: n.Task,
+			ID: e.ID, Container: n.Container, Host: e.Host, ContainerID: n.ContainerID, Service: n.Service, Task: n.Task,
 			Node: e.Node, Addresses: e.Addrs(), MAC: e.MAC, Phase: e.Phase, Created: e.Created,
 			SeenBy: -1, Members: len(nodes),
 		}

@@ -34,6 +34,7 @@ func (f facts) reasons(r NetworkReport) []Reason {
 				"subnet %s is full: %d of %d addresses are in use", s.Subnet, s.Used+s.Reserved, s.Usable))
 		}
 	}
+	out = append(out, f.aboutConflicts()...)
 	out = append(out, f.aboutServices(r)...)
 	return append(out, f.aboutRecords()...)
 }
@@ -83,7 +84,7 @@ func (f facts) aboutPeer(r NetworkReport, p Peer) []Reason {
 	}
 	more := overhead(f.network.Network, f.nodes[p.Node])
 	need := r.MTU.MTU + more
-	if p.Address.IsValid() && p.UnderlayMTU > 0 && p.UnderlayMTU < need {
+	if r.VNI != 0 && p.Address.IsValid() && p.UnderlayMTU > 0 && p.UnderlayMTU < need {
 		remedy := fmt.Sprintf("raise the MTU of its underlay to %d, or create the network anew with --opt mtu=%d",
 			need, p.UnderlayMTU-more)
 		out = append(out, reason(Degraded, place, remedy,

@@ -57,6 +57,7 @@ type NetworkReport struct {
 	VNI            vxlan.VNI       `json:"vni"`
 	Port           uint16          `json:"port"`
 	Internal       bool            `json:"internal"`
+	Medium         Medium          `json:"medium,omitzero"`
 	Subnets        []Subnet        `json:"subnets"`
 	MTU            MTU             `json:"mtu"`
 	// Encryption is nil for a network whose packets travel in clear.
@@ -73,6 +74,15 @@ type NetworkReport struct {
 	Services     []Service `json:"services,omitempty"`
 	ServiceCount int       `json:"serviceCount"`
 	Data         Data      `json:"data"`
+}
+
+// Medium is how a network uses the hosts' own.
+type Medium struct {
+	// Parent and Submode are those of the option parent and macvlan_mode.
+	Parent  string `json:"parent,omitempty"`
+	Submode string `json:"submode,omitempty"`
+	// HostAccess: each node has an address of its own in the network.
+	HostAccess bool `json:"hostAccess,omitempty"`
 }
 
 // DockerNetwork is a Docker network by the name that its users know.
@@ -168,7 +178,9 @@ type Endpoint struct {
 	Service     string `json:"service,omitempty"`
 	Task        string `json:"task,omitempty"`
 
-	Node      string       `json:"node"`
+	Node string `json:"node"`
+	// Host: it is the node's own, by host access, and no container's.
+	Host      bool         `json:"host,omitempty"`
 	Addresses []netip.Addr `json:"addresses"`
 	MAC       vxlan.MAC    `json:"mac,omitzero"`
 	Phase     string       `json:"phase"`

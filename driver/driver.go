@@ -30,6 +30,12 @@ type Config struct {
 	Store  store.Store
 	Mirror *store.Mirror
 	Plane  Plane
+	// LAN makes networks of the host's own; nil means that this node can have overlays only.
+	LAN LAN
+	// Parents are this node's names for its interfaces, which --opt parent may use.
+	Parents map[string]string
+	// Routes returns the destinations of the host's routes, which an overlay's subnet must not overlap; nil: there are none.
+	Routes func() ([]netip.Prefix, error)
 	// Node is this node's record; the driver registers it.
 	Node store.Node
 	// Underlay is the name of the device that has Node.VTEP.
@@ -86,6 +92,9 @@ type Driver struct {
 	registered chan struct{}
 	// joins are to be recorded by recordJoins.
 	joins chan joined
+	// arrivals are to be announced by announceArrivals.
+	arrivals chan arrival
+	departed departed
 	// locks has one lock per network, held while its state is computed and applied.
 	locks keyed
 	// applied is what this node's kernel has; see reconcile.go.
@@ -115,6 +124,7 @@ func New(cfg Config) *Driver {
 
 		registered: make(chan struct{}),
 		joins:      make(chan joined, joinQueue),
+		arrivals:   make(chan arrival, joinQueue),
 		applied:    applied{networks: map[string]appliedNetwork{}},
 	}
 }
@@ -129,7 +139,7 @@ func (d *Driver) Methods() []plugin.Method {
 		plugin.Call("NetworkDriver.EndpointOperInfo", d.endpointOperInfo),
 		plugin.Call("NetworkDriver.DeleteEndpoint", d.deleteEndpoint),
 		plugin.Call("NetworkDriver.Join", d.join),
-		plugin.Call("NetworkDriver.Leave", d.nothing),
+		plugin.Call("NetworkDriver.Leave", d.leave),
 		plugin.Call("NetworkDriver.DiscoverNew", d.nothing),
 		plugin.Call("NetworkDriver.DiscoverDelete", d.nothing),
 		plugin.Call("NetworkDriver.ProgramExternalConnectivity", d.nothing),
@@ -147,7 +157,6 @@ func (d *Driver) gwAllocCheck(context.Context, *plugin.GwAllocCheckRequest) (plu
 // call will do:
 //   - DiscoverNew, DiscoverDelete: the store says who is there, Docker only hints.
 //   - ProgramExternalConnectivity, RevokeExternalConnectivity: Join names no gateway, so Docker publishes ports itself.
-//   - Leave: libnetwork moves the interface back by itself, and DeleteEndpoint, which follows, removes it.
 func (d *Driver) nothing(context.Context, *plugin.Empty) (plugin.Empty, error) {
 	return plugin.Empty{}, nil
 }

@@ -87,7 +87,7 @@ func (d *Driver) parseEndpoint(ctx context.Context, req *network.CreateEndpointR
 // publish writes the endpoint, its claim on the MAC and its name into its leases, in one transaction. The same endpoint
 // asked again is granted.
 func (d *Driver) publish(ctx context.Context, nw store.Network, e store.Endpoint) (int64, error) {
-	key, mac := store.EndpointKey(nw.Name, e.ID), store.MACKey(nw.Name, e.MAC)
+	key, mac := store.EndpointKey(nw.Name, e.ID), store.MACKey(nw.MACScope(), e.MAC)
 	var existing int64
 	lost := false
 	revision, err := d.commit(ctx, func() (t txn, err error) {
@@ -119,10 +119,10 @@ func (d *Driver) published(ctx context.Context, nw store.Network, e store.Endpoi
 	if found {
 		return kv.Modified, sameEndpoint(have, e)
 	}
-	claim, err := d.cfg.Store.Get(ctx, store.MACKey(nw.Name, e.MAC))
+	claim, err := d.cfg.Store.Get(ctx, store.MACKey(nw.MACScope(), e.MAC))
 	if err == nil && string(claim.Value) != e.ID {
-		return 0, fmt.Errorf("MAC address %s is that of endpoint %s in network %s; choose another --mac-address",
-			e.MAC, claim.Value, nw.Name)
+		return 0, fmt.Errorf("MAC address %s is that of endpoint %s in %s; choose another --mac-address",
+			e.MAC, claim.Value, scopeName(nw))
 	}
 	if _, err := d.cfg.Store.Get(ctx, store.NetworkKey(nw.Name)); errors.Is(err, store.ErrNotFound) {
 		return 0, fmt.Errorf("network %s has been removed meanwhile", nw.Name)
@@ -175,6 +175,8 @@ func (d *Driver) attach(ctx context.Context, nw store.Network, e store.Endpoint,
 // or it comes from another IPAM driver, which would not have given it again if its former node were not lost.
 func (d *Driver) available(ctx context.Context, nw store.Network, l store.Lease, endpoint string) (bool, error) {
 	switch {
+	case l.Kind == store.LeaseNode:
+		return l.Node == d.site.node && l.Endpoint == endpoint, nil
 	case l.Kind != store.LeaseEndpoint:
 		return false, nil
 	case l.Node == "", l.Node == d.site.node && (l.Endpoint == "" || l.Endpoint == endpoint):
@@ -211,7 +213,7 @@ func (d *Driver) evict(ctx context.Context, nw store.Network, e store.Endpoint) 
 		if err == nil && found {
 			d.log.Info("removing the endpoint of a lost node, whose address is used here now",
 				"network", nw.Name, "endpoint", old.ID, "peer", old.Node)
-			_, err = d.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, forget(nw.Name, old)...)
+			_, err = d.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, forget(nw, old)...)
 		}
 		if err != nil {
 			return err
@@ -259,6 +261,7 @@ func (d *Driver) deleteEndpoint(ctx context.Context, req *network.DeleteEndpoint
 	if err != nil {
 		return plugin.Empty{}, err
 	}
+	defer d.departed.set(req.EndpointID, false)
 	if err := d.withdraw(ctx, nw, req.EndpointID, awaitRelease); err != nil {
 		return plugin.Empty{}, fmt.Errorf("delete endpoint %s of network %s: %w", req.EndpointID, nw.Name, err)
 	}
@@ -285,7 +288,7 @@ func (d *Driver) withdraw(ctx context.Context, nw store.Network, id string, rele
 			return t, fmt.Errorf("it is an endpoint of node %s", e.Node)
 		}
 		t.require(store.Unchanged(kv))
-		t.write(forget(nw.Name, e)...)
+		t.write(forget(nw, e)...)
 		for _, a := range e.Addrs() {
 			if err := d.detach(ctx, nw, e, a, release, &t); err != nil {
 				return t, err
@@ -303,11 +306,19 @@ func (d *Driver) withdraw(ctx context.Context, nw store.Network, id string, rele
 }
 
 // forget removes an endpoint's record, the names published for it and its claim on the MAC.
-func forget(network string, e store.Endpoint) []store.Op {
+func forget(nw store.Network, e store.Endpoint) []store.Op {
 	return []store.Op{
-		store.Delete(store.EndpointKey(network, e.ID)), store.Delete(store.NameKey(network, e.ID)),
-		store.Delete(store.MACKey(network, e.MAC)),
+		store.Delete(store.EndpointKey(nw.Name, e.ID)), store.Delete(store.NameKey(nw.Name, e.ID)),
+		store.Delete(store.MACKey(nw.MACScope(), e.MAC)),
 	}
+}
+
+// scopeName says where a MAC address must be unique.
+func scopeName(nw store.Network) string {
+	if nw.OnLAN() {
+		return "a network that is in a LAN"
+	}
+	return "network " + nw.Name
 }
 
 // detach adds to a transaction that the lease of one of the endpoint's addresses has no endpoint any more, or goes. The

@@ -176,6 +176,8 @@ func setEndpointOption(nw store.Network, key, value string, e *store.Endpoint) (
 	case !known:
 		return fmt.Errorf("unknown endpoint option --driver-opt %s=%s; the options are %s", key, value,
 			strings.Join(slices.Sorted(maps.Keys(endpointHelp())), ", "))
+	case nw.OnLAN() || nw.Mode == store.ModeBridge:
+		return fmt.Errorf("endpoint option --driver-opt %s is for overlays, and network %s has mode %s; omit it", key, nw.Name, nw.Mode)
 	case key == optionGroup:
 		e.Group, err = value, checkGroup(nw, value)
 	default:

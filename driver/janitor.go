@@ -37,6 +37,8 @@ type Leases interface {
 	Reclaim(ctx context.Context, alive func(store.Lease) bool) ([]store.Lease, error)
 	// ExpireClaims gives up pools that this node asked for and never made a network of.
 	ExpireClaims(ctx context.Context) error
+	// LeaseNode leases an address of a pool for this node itself, which endpoint has; the same one whenever asked again.
+	LeaseNode(ctx context.Context, subnet netip.Prefix, endpoint string) (netip.Addr, error)
 }
 
 // doubt counts how often in a row something recorded was not found alive.
@@ -86,7 +88,7 @@ func (d *Driver) cleanOnce(ctx context.Context, suspects doubt) error {
 		}
 		errs = append(errs, d.cleanSwarm(ctx, suspects))
 	}
-	return errors.Join(append(errs, d.cleanLeases(ctx))...)
+	return errors.Join(append(errs, d.cleanLeases(ctx), d.takeSeats(ctx), d.recheckConflicts(ctx))...)
 }
 
 // membership is one Docker network of this node with the network it stands for.

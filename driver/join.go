@@ -8,7 +8,6 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
 )
@@ -16,8 +15,7 @@ import (
 // interfacePrefix begins the interface's name inside the container; libnetwork adds the number.
 const interfacePrefix = "eth"
 
-// join hands the interface to Docker. No gateway is named, so that Docker connects the container to docker_gwbridge for
-// NAT and published ports, unless the network is internal.
+// join hands the interface to Docker, in the way of the network's mode.
 func (d *Driver) join(ctx context.Context, req *network.JoinRequest) (*network.JoinResponse, error) {
 	ctx, cancel, err := d.begin(ctx)
 	if err != nil {
@@ -28,47 +26,56 @@ func (d *Driver) join(ctx context.Context, req *network.JoinRequest) (*network.J
 	if err != nil {
 		return nil, err
 	}
-	if err := d.handOver(ctx, nw, req.EndpointID); err != nil {
+	m, err := d.modeOf(nw.Mode)
+	if err != nil {
+		return nil, err
+	}
+	res, err := m.join(ctx, nw, req)
+	if err != nil {
 		return nil, fmt.Errorf("join endpoint %s to network %s: %w", req.EndpointID, nw.Name, err)
 	}
-	return &network.JoinResponse{
-		InterfaceName: network.InterfaceName{SrcName: dataplane.ContainerEnd(req.EndpointID), DstPrefix: interfacePrefix},
-	}, nil
+	return res, nil
 }
 
 // joinQueue is how many joins may wait for being recorded; beyond it, Join itself records its endpoint.
 const joinQueue = 256
 
-// joined is an endpoint whose interface Docker has.
-type joined struct{ network, endpoint string }
+// joined is an endpoint whose interface Docker has, in a sandbox if that is to be recorded.
+type joined struct{ network, endpoint, sandbox string }
 
 // handOver sees to it that the endpoint's interface exists, and has it recorded that Docker has it from now on. Docker
 // need not wait for that record: without it, a daemon that starts anew would only make the interface of a container
 // that is gone, until Docker deletes the endpoint.
 func (d *Driver) handOver(ctx context.Context, nw store.Network, id string) error {
-	if err := store.CheckID("endpoint", id); err != nil {
+	e, err := d.ready(ctx, nw, id)
+	if err != nil || e.Phase == store.PhaseJoined {
 		return err
 	}
-	if err := d.sync(ctx, nw.Name); err != nil {
-		return err
-	}
-	var e store.Endpoint
-	d.cfg.Mirror.Read(func(r *store.Records) { e = r.Endpoints[nw.Name][id] })
-	switch {
-	case e.ID == "":
-		return fmt.Errorf("it is %w; start the container again", ErrUnknown)
-	case e.Node != d.site.node:
-		return fmt.Errorf("it is an endpoint of node %s", e.Node)
-	case e.Phase == store.PhaseJoined:
-		return nil
-	}
-	j := joined{nw.Name, id}
+	j := joined{network: nw.Name, endpoint: id}
 	select {
 	case d.joins <- j:
 		return nil
 	default:
 		return d.recordJoin(ctx, j)
 	}
+}
+
+// ready returns an endpoint of this node whose interface Docker may take.
+func (d *Driver) ready(ctx context.Context, nw store.Network, id string) (e store.Endpoint, err error) {
+	if err := store.CheckID("endpoint", id); err != nil {
+		return e, err
+	}
+	if err := d.sync(ctx, nw.Name); err != nil {
+		return e, err
+	}
+	d.cfg.Mirror.Read(func(r *store.Records) { e = r.Endpoints[nw.Name][id] })
+	switch {
+	case e.ID == "":
+		return e, fmt.Errorf("it is %w; start the container again", ErrUnknown)
+	case e.Node != d.site.node:
+		return e, fmt.Errorf("it is an endpoint of node %s", e.Node)
+	}
+	return e, nil
 }
 
 // joinDelay is how long joins are collected before they are recorded. A container's start waits for three calls in a
@@ -104,15 +111,20 @@ func (d *Driver) recordJoins(ctx context.Context) {
 func (d *Driver) recordJoin(ctx context.Context, j joined) error {
 	ctx, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
 	defer cancel()
-	_, err := d.commit(ctx, func() (t txn, err error) {
+	_, err := d.markJoined(ctx, j)
+	return err
+}
+
+// markJoined is the transaction; it returns its revision.
+func (d *Driver) markJoined(ctx context.Context, j joined) (int64, error) {
+	return d.commit(ctx, func() (t txn, err error) {
 		e, kv, found, err := read[store.Endpoint](ctx, d.cfg.Store, store.EndpointKey(j.network, j.endpoint))
 		if err != nil || !found {
 			return t, err
 		}
-		e.Phase = store.PhaseJoined
+		e.Phase, e.Sandbox = store.PhaseJoined, j.sandbox
 		t.require(store.Unchanged(kv))
 		t.write(store.Put(kv.Key, store.Encode(e)))
 		return t, nil
 	})
-	return err
 }

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,10 @@ func (d *Driver) createNetwork(ctx context.Context, req *network.CreateNetworkRe
 	if err != nil {
 		return plugin.Empty{}, err
 	}
-	if err := d.await(ctx, name, store.NetworkKey(name), revision); err != nil {
+	if err = d.await(ctx, name, store.NetworkKey(name), revision); err == nil {
+		err = d.takeSeat(ctx, name)
+	}
+	if err != nil {
 		quit := func(ctx context.Context) error { return d.quit(ctx, req.NetworkID) }
 		return plugin.Empty{}, errors.Join(err, d.undo(ctx, quit))
 	}
@@ -84,7 +88,7 @@ func (d *Driver) enter(ctx context.Context, dockerID string, s spec) (string, in
 	}
 	if existing == 0 {
 		d.log.Info("joined network",
-			"network", dr.name, "vni", dr.network.VNI, "mtu", dr.network.MTU, "docker", dockerID)
+			"network", dr.name, "mode", dr.network.Mode, "vni", dr.network.VNI, "mtu", dr.network.MTU, "docker", dockerID)
 	}
 	return dr.name, max(revision, existing), nil
 }
@@ -109,15 +113,18 @@ func (d *Driver) entry(ctx context.Context, dockerID string, s spec, dr *draft) 
 func (d *Driver) change(ctx context.Context, s spec, dr *draft, alter func(*store.Network)) (t txn, err error) {
 	if dr.nw.Key == "" {
 		nw, err := d.found(ctx, s, dr.name)
-		if err == nil {
+		if err == nil && nw.VNI != 0 {
 			err = d.compatible(ctx, nw, &t)
 		}
 		if err != nil {
 			return t, err
 		}
 		dr.network = nw
-		t.require(store.Absent(store.NetworkKey(nw.Name)), store.Absent(store.VNIKey(nw.VNI)))
-		t.write(store.Put(store.VNIKey(nw.VNI), []byte(nw.Name)))
+		t.require(store.Absent(store.NetworkKey(nw.Name)))
+		if nw.VNI != 0 {
+			t.require(store.Absent(store.VNIKey(nw.VNI)))
+			t.write(store.Put(store.VNIKey(nw.VNI), []byte(nw.Name)))
+		}
 	} else {
 		if err := d.fits(ctx, s, dr.network); err != nil {
 			return t, err
@@ -146,42 +153,25 @@ func (d *Driver) fits(ctx context.Context, s spec, nw store.Network) error {
 	if err := s.contradictions(nw); err != nil {
 		return fmt.Errorf("network %s exists with other properties: %w", nw.Name, err)
 	}
-	if err := d.checkMTU(nw); err != nil {
-		return fmt.Errorf("network %s does not fit this node's underlay %s: %w", nw.Name, d.site.underlay, err)
+	m, err := d.modeOf(nw.Mode)
+	if err != nil {
+		return err
 	}
-	if s.allocation {
-		return nil // a manager need not have a part in it
-	}
-	return errors.Join(d.encrypts(ctx, nw), d.judges(nw))
+	return m.fits(ctx, s, nw)
 }
 
 // found is the record of a new network with everything that the user left open chosen.
 func (d *Driver) found(ctx context.Context, s spec, name string) (store.Network, error) {
 	nw := store.Network{
-		Name: name, Mode: store.ModeOverlay, VNI: s.vni, Port: s.port, MTU: s.mtu, Subnets: s.subnets, Internal: s.internal,
+		Name: name, Mode: cmp.Or(s.mode, store.ModeOverlay), MTU: s.mtu, Subnets: s.subnets, Internal: s.internal,
 		Isolation: s.isolation.record(),
 		Creator:   d.site.node, Created: d.cfg.Now(),
 	}
-	err := s.settle(&nw)
-	if err == nil && !s.allocation {
-		err = errors.Join(d.encrypts(ctx, nw), d.judges(nw))
-	}
+	m, err := d.modeOf(s.mode)
 	if err != nil {
 		return nw, err
 	}
-	if nw.Port == 0 {
-		nw.Port = d.defaultPort(nw)
-	}
-	if nw.MTU == 0 {
-		if nw.MTU, err = d.largestMTU(nw); err != nil {
-			return nw, err
-		}
-	}
-	if err := d.checkMTU(nw); err != nil {
-		return nw, fmt.Errorf("--opt mtu: %w", err)
-	}
-	nw.VNI, err = d.chooseVNI(ctx, s, name)
-	return nw, err
+	return nw, m.found(ctx, s, &nw)
 }
 
 // chooseVNI returns the asked VNI if it is free, else the first free one of the automatic range. The claim itself is a
@@ -219,6 +209,9 @@ func (d *Driver) quit(ctx context.Context, dockerID string) error {
 	}
 	if err == nil {
 		err = d.leftovers(ctx, nw, dockerID)
+	}
+	if err == nil {
+		err = d.leaveSeat(ctx, nw, dockerID)
 	}
 	var revision int64
 	if err == nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/docker/go-plugins-helpers/network"
 
+	"github.com/netdriver/netdriver/dataplane/lan"
 	"github.com/netdriver/netdriver/ipam"
 	"github.com/netdriver/netdriver/ipsec"
 	"github.com/netdriver/netdriver/store"
@@ -40,7 +41,7 @@ const (
 func optionHelp() map[string]string {
 	return map[string]string{
 		optionNetwork: "name of the cluster network, the same on every host",
-		optionMode:    store.ModeOverlay,
+		optionMode:    strings.Join(allModes(), ", "),
 		optionVNI:     fmt.Sprintf("1..%d, chosen if omitted", vxlan.MaxVNI),
 		optionPort:    fmt.Sprintf("UDP port 1..65535, %d if omitted", vxlan.DefaultPort),
 		optionMTU:     "bytes, derived from the underlay if omitted",
@@ -51,14 +52,18 @@ func optionHelp() map[string]string {
 		optionRate:      rateHelp(),
 		optionBurst:     burstHelp,
 
+		optionParent:     "an interface such as eth1, with a VLAN eth1.10, or the LAN's subnet",
+		optionSubmode:    strings.Join(lan.Submodes(), ", "),
+		optionHostAccess: "true or false",
+
 		optionRekey: fmt.Sprintf("how long a key is used, %s..%s, %s if omitted", MinRekey, MaxRekey, ipsec.DefaultRekey),
 	}
 }
 
 // spec is what `docker network create` asks for. Zero fields were not given.
 type spec struct {
-	name     string
-	mode     string
+	name string
+	medium
 	vni      vxlan.VNI
 	port     uint16
 	mtu      int
@@ -88,7 +93,7 @@ func parseNetwork(req *network.CreateNetworkRequest) (spec, error) {
 		errs = append(errs, s.addPool(d))
 		s.foreignIPAM = s.foreignIPAM || d != nil && d.AddressSpace != ipam.LocalSpace
 	}
-	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check(), s.isolation.check())...)
+	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check(), s.isolation.check(), s.checkMode())...)
 }
 
 // parseAllocation validates an AllocateNetwork request, whose options are the user's alone; its subnets do not say
@@ -104,7 +109,7 @@ func parseAllocation(req *network.AllocateNetworkRequest) (spec, error) {
 			errs = append(errs, s.addPool(&d))
 		}
 	}
-	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check(), s.isolation.check())...)
+	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check(), s.isolation.check(), s.checkMode())...)
 }
 
 // addPool takes one subnet of a request.
@@ -152,9 +157,13 @@ func (s *spec) set(key, value string) (err error) {
 	case optionNetwork:
 		s.name, err = value, store.CheckName("network", value)
 	case optionMode:
-		if s.mode = value; value != store.ModeOverlay {
-			err = fmt.Errorf("want %s", store.ModeOverlay)
-		}
+		err = s.setMode(value)
+	case optionParent:
+		s.parent, err = value, lan.CheckSpec(value)
+	case optionSubmode:
+		err = s.setSubmode(value)
+	case optionHostAccess:
+		err = s.setHostAccess(value)
 	case optionVNI:
 		var n uint64
 		if n, err = strconv.ParseUint(value, 10, 32); err == nil {
@@ -209,9 +218,7 @@ func (s spec) contradictions(nw store.Network) error {
 		errs = append(errs, fmt.Errorf("%s is %v in the cluster (made by node %s), asked for %v",
 			what, have, nw.Creator, asked))
 	}
-	if s.mode != "" && s.mode != nw.Mode {
-		differ(optionMode, nw.Mode, s.mode)
-	}
+	s.medium.contradictions(nw, differ)
 	if s.vni != 0 && s.vni != nw.VNI {
 		differ(optionVNI, nw.VNI, s.vni)
 	}

@@ -27,8 +27,8 @@ func request(id, subnet string, pairs ...string) *network.CreateNetworkRequest {
 
 func TestOptionsAreTakenAsGiven(t *testing.T) {
 	got, err := parseNetwork(request("d1", "10.10.0.0/24", "network", "web", "mode", "overlay", "vni", "7", "port", "4790", "mtu", "1400"))
-	want := spec{name: "web", mode: "overlay", vni: 7, port: 4790, mtu: 1400, subnets: []netip.Prefix{prefix("10.10.0.0/24")}}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(spec{}, encryption{}, isolation{}), equal()); diff != "" || err != nil {
+	want := spec{name: "web", medium: medium{mode: "overlay"}, vni: 7, port: 4790, mtu: 1400, subnets: []netip.Prefix{prefix("10.10.0.0/24")}}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(spec{}, encryption{}, medium{}, isolation{}), equal()); diff != "" || err != nil {
 		t.Errorf("error %v, spec (-want +got):\n%s", err, diff)
 	}
 }
@@ -45,10 +45,10 @@ func TestAWrongOptionIsNamedWithItsValueAndWhatIsAllowed(t *testing.T) {
 		key, value string
 		want       []string
 	}{
-		{"netwrok", "web", []string{"netwrok", "network, port, rate, rekey, vni"}},
+		{"netwrok", "web", []string{"netwrok", "network, parent, port, rate, rekey, vni"}},
 		{"network", "", []string{"network", `""`, "letters"}},
 		{"network", "a/b", []string{`"a/b"`, "letters"}},
-		{"mode", "macvlan", []string{"mode=macvlan", "overlay"}},
+		{"mode", "magic", []string{"mode=magic", "overlay, macvlan, ipvlan, bridge"}},
 		{"vni", "0", []string{"vni=0", "1..16777215"}},
 		{"vni", "16777216", []string{"vni=16777216", "1..16777215"}},
 		{"vni", "seven", []string{"vni=seven", "1..16777215"}},

@@ -33,7 +33,8 @@ type applied struct {
 
 // appliedNetwork is one network of this node.
 type appliedNetwork struct {
-	vni vxlan.VNI
+	mode string
+	vni  vxlan.VNI
 	// size is how many ports and entries it has.
 	size int
 	// revision of the records that the kernel agrees with, and the mirror's generation of them; the latter is 0 if the
@@ -54,6 +55,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	g.Go(func() error { d.report(ctx); return nil })
 	g.Go(func() error { d.recordJoins(ctx); return nil })
 	g.Go(func() error { d.clean(ctx); return nil })
+	g.Go(func() error { d.announceArrivals(ctx); return nil })
 	return g.Wait()
 }
 
@@ -73,6 +75,9 @@ func (d *Driver) follow(ctx context.Context) {
 				d.doubt(name)
 				d.syncAll(ctx, []string{name})
 			}
+		case name := <-d.lanDrifted():
+			d.doubt(name)
+			d.syncAll(ctx, []string{name})
 		case <-tick.C:
 			d.check(ctx)
 		}
@@ -85,7 +90,9 @@ func (d *Driver) check(ctx context.Context) {
 	known := maps.Clone(d.applied.networks)
 	d.applied.mu.Unlock()
 	for name, a := range known {
-		d.cfg.Plane.Refresh(a.vni)
+		if a.vni != 0 {
+			d.cfg.Plane.Refresh(a.vni)
+		}
 		d.doubt(name)
 	}
 	d.syncAll(ctx, slices.Collect(maps.Keys(known)))
@@ -141,7 +148,7 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 	unlock := d.locks.lock(network)
 	defer unlock()
 	if !d.owned() {
-		d.failed(network, 0, ErrDisowned)
+		d.failed(network, nil, ErrDisowned)
 		return fmt.Errorf("network %s: %w", network, ErrDisowned)
 	}
 	if !d.isMine(network) {
@@ -155,29 +162,41 @@ func (d *Driver) apply(ctx context.Context, network string) error {
 	if d.isApplied(network, generation) {
 		return nil
 	}
-	want := d.want(network)
-	if d.shrinks(want) {
-		if err := d.confirm(ctx); err != nil {
-			d.failed(network, want.VNI, err)
-			return fmt.Errorf("network %s: %w", network, err)
-		}
+	nw := d.record(network)
+	want, err := d.goal(ctx, nw)
+	if err == nil && d.shrinks(network, want.size) {
+		err = d.confirm(ctx)
+	}
+	if err != nil {
+		d.failed(network, &nw, err)
+		return fmt.Errorf("network %s: %w", network, err)
 	}
 	d.admit(ctx)
 	start := time.Now()
-	unsafe := d.guard(ctx, network)
-	if unsafe != nil {
-		want = cutOff(want)
-	}
-	ops, err := d.cfg.Plane.Apply(ctx, want)
-	err = errors.Join(unsafe, err)
+	ops, err := want.apply(ctx)
 	d.cfg.Observe(Reconciliation{Network: network, Ops: ops, Took: time.Since(start), Err: err})
 	if err != nil {
 		err = fmt.Errorf("make network %s on this node: %w", network, err)
-		d.failed(network, want.VNI, err)
+		d.failed(network, &nw, err)
 		return err
 	}
-	d.succeeded(want, revision, generation)
+	d.succeeded(nw, want.size, revision, generation)
 	return nil
+}
+
+// record is a network's, the zero one if there is none.
+func (d *Driver) record(network string) (nw store.Network) {
+	d.cfg.Mirror.Read(func(r *store.Records) { nw = r.Networks[network] })
+	return nw
+}
+
+// goal is what this node should have of a network.
+func (d *Driver) goal(ctx context.Context, nw store.Network) (goal, error) {
+	m, err := d.modeOf(nw.Mode)
+	if err != nil {
+		return goal{}, err
+	}
+	return m.goal(ctx, nw)
 }
 
 // want is the state that this node should have of a network, by the mirror's records.
@@ -198,11 +217,15 @@ func (d *Driver) drop(ctx context.Context, network string) error {
 		return nil
 	}
 	if err := d.confirm(ctx); err != nil {
-		d.failed(network, a.vni, err)
+		d.failed(network, nil, err)
 		return fmt.Errorf("network %s: %w", network, err)
 	}
 	d.cfg.Mirror.Unfollow(network)
-	if err := d.cfg.Plane.Remove(ctx, a.vni); err != nil {
+	m, err := d.modeOf(a.mode)
+	if err == nil {
+		err = m.remove(ctx, network, a)
+	}
+	if err != nil {
 		return fmt.Errorf("remove network %s from this node: %w", network, err)
 	}
 	d.admit(ctx)
@@ -232,35 +255,35 @@ func (d *Driver) confirm(ctx context.Context) error {
 // size is how many ports and entries a network has.
 func size(n dataplane.Network) int { return len(n.Ports) + len(n.FDB) + len(n.Neighbours) }
 
-// shrinks says whether want has less than what was applied last, as it would if the store's records were lost.
-func (d *Driver) shrinks(want dataplane.Network) bool {
+// shrinks says whether a network is to have less than what was applied last, as it would if the store's records were lost.
+func (d *Driver) shrinks(network string, size int) bool {
 	d.applied.mu.Lock()
 	defer d.applied.mu.Unlock()
-	return size(want) < d.applied.networks[want.Name].size
+	return size < d.applied.networks[network].size
 }
 
 // succeeded remembers what the kernel has been made to hold, and by which records.
-func (d *Driver) succeeded(want dataplane.Network, revision int64, generation uint64) {
+func (d *Driver) succeeded(nw store.Network, size int, revision int64, generation uint64) {
 	d.applied.mu.Lock()
 	defer d.applied.mu.Unlock()
-	a := d.applied.networks[want.Name]
+	a := d.applied.networks[nw.Name]
 	d.applied.changed = d.applied.changed || a.problem != nil || a.revision != revision
-	d.applied.networks[want.Name] = appliedNetwork{
-		vni: want.VNI, size: size(want), revision: revision, generation: generation,
+	d.applied.networks[nw.Name] = appliedNetwork{
+		mode: nw.Mode, vni: nw.VNI, size: size, revision: revision, generation: generation,
 	}
 }
 
 // failed remembers why a network is not as wanted, besides what was reached before. It is noted only of networks that
-// are here, or were to be made with that VNI.
-func (d *Driver) failed(network string, vni vxlan.VNI, problem error) {
+// are here, or were to be made: then nw is the record.
+func (d *Driver) failed(network string, nw *store.Network, problem error) {
 	d.applied.mu.Lock()
 	defer d.applied.mu.Unlock()
 	a, here := d.applied.networks[network]
-	if !here && vni == 0 {
+	if !here && nw == nil {
 		return
 	}
-	if vni != 0 {
-		a.vni = vni
+	if nw != nil {
+		a.mode, a.vni = nw.Mode, nw.VNI
 	}
 	a.problem = problem
 	d.applied.networks[network] = a
@@ -302,6 +325,7 @@ func (d *Driver) sweep(ctx context.Context) {
 			d.log.Warn("cannot remove network", "network", p.Name, "error", err)
 		}
 	}
+	d.sweepLAN(ctx)
 }
 
 // sweepNetwork removes one network from the kernel if it is unwanted and unused.
@@ -352,10 +376,9 @@ func (d *Driver) Diff(ctx context.Context, network string) ([]string, error) {
 	if !d.isMine(network) {
 		return nil, nil
 	}
-	ops, err := d.cfg.Plane.Diff(ctx, d.want(network))
-	lines := make([]string, len(ops))
-	for i, op := range ops {
-		lines[i] = op.String()
+	want, err := d.goal(ctx, d.record(network))
+	if err != nil {
+		return nil, err
 	}
-	return lines, err
+	return want.diff(ctx)
 }

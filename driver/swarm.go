@@ -53,8 +53,11 @@ func settled(options map[string]string, nw store.Network) map[string]string {
 		out = map[string]string{}
 	}
 	out[optionNetwork] = nw.Name
-	out[optionVNI] = strconv.FormatUint(uint64(nw.VNI), 10)
-	out[optionPort] = strconv.Itoa(int(nw.Port))
+	if nw.VNI != 0 {
+		out[optionVNI] = strconv.FormatUint(uint64(nw.VNI), 10)
+		out[optionPort] = strconv.Itoa(int(nw.Port))
+	}
+	settledMedium(out, nw)
 	out[optionMTU] = strconv.Itoa(nw.MTU)
 	settledEncryption(out, nw)
 	return out

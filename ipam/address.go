@@ -32,6 +32,8 @@ type request struct {
 	address netip.Addr // zero: choose
 	mac     vxlan.MAC  // zero: none
 	gateway bool
+	// endpoint is set if the address is for the node itself.
+	endpoint string
 }
 
 // requestAddress leases the asked address or the next free one.
@@ -162,6 +164,12 @@ func (s *Service) claimAddress(ctx context.Context, r request) (netip.Addr, erro
 	if r.mac.IsZero() && slices.ContainsFunc(p.Claims, s.mine(r.Space)) {
 		l.Kind = store.LeaseAux
 	}
+	// An engine that starts anew asks without a MAC for what lives: then the container itself would answer.
+	if l.Kind == store.LeaseEndpoint && !r.mac.IsZero() {
+		if err := s.vet(ctx, r, r.address); err != nil {
+			return r.address, err
+		}
+	}
 	conds := []store.Cond{store.Exists(store.PoolKey(r.Subnet)), store.Absent(key)}
 	_, err = s.cfg.Store.Commit(ctx, conds, store.Put(key, store.Encode(l)))
 	return r.address, err
@@ -195,6 +203,9 @@ func (s *Service) lease(a netip.Addr, kind string, r request) store.Lease {
 	if r.swarm() && kind == store.LeaseEndpoint {
 		l.Swarm, l.Node = true, ""
 	}
+	if r.endpoint != "" {
+		l.Kind, l.Endpoint = store.LeaseNode, r.endpoint
+	}
 	return l
 }
 
@@ -207,6 +218,8 @@ func heldError(l store.Lease) error {
 	case l.Kind == store.LeaseAux:
 		return fmt.Errorf("address %s is reserved with --aux-address by node %s since %s; choose another",
 			l.Address, l.Node, since)
+	case l.Kind == store.LeaseNode:
+		return fmt.Errorf("address %s is that of node %s itself, by host_access; choose another", l.Address, l.Node)
 	case l.Node == "":
 		return fmt.Errorf("address %s is held by a task or service of the swarm since %s; choose another",
 			l.Address, since)

@@ -22,6 +22,14 @@ func (s *Service) allocate(ctx context.Context, r request) (netip.Addr, error) {
 		if !ok {
 			return s.allocateLast(ctx, r)
 		}
+		if err := s.vet(ctx, r, a); err != nil {
+			v.settle(a, holding{})
+			if errors.Is(err, ErrOutside) {
+				after = a
+				continue
+			}
+			return a, err
+		}
 		h, err := s.write(ctx, r, a)
 		v.settle(a, h)
 		if err == nil {
@@ -96,13 +104,22 @@ func (s *Service) allocateLast(ctx context.Context, r request) (netip.Addr, erro
 		used.add(a)
 		full.count(kv)
 	}
-	a, ok := used.next(r.allocates(), netip.Addr{})
-	if !ok {
-		full.request = r
-		return a, full
+	for outside := 0; ; outside++ {
+		a, ok := used.next(r.allocates(), netip.Addr{})
+		if !ok {
+			full.request, full.outside = r, outside
+			return a, full
+		}
+		err := s.vet(ctx, r, a)
+		if errors.Is(err, ErrOutside) {
+			used.add(a)
+			continue
+		}
+		if err == nil {
+			_, err = s.write(ctx, r, a)
+		}
+		return a, err
 	}
-	_, err = s.write(ctx, r, a)
-	return a, err
 }
 
 // fullError says that a pool, or this host's range of it, has no free address.
@@ -110,6 +127,8 @@ type fullError struct {
 	request
 	// endpoints and reserved are the leases of each sort in the whole pool.
 	endpoints, reserved int
+	// outside is how many are used by others in the LAN.
+	outside int
 }
 
 // count counts one lease.
@@ -132,6 +151,9 @@ func (e fullError) Error() string {
 			e.Range, size(e.Subnet, e.Range), size(e.Subnet, e.Subnet), e.Subnet, e.endpoints, e.reserved)
 		advice = "remove containers of this host, use --ip with an address outside the range, or create its network " +
 			"with a larger --ip-range"
+	}
+	if e.outside > 0 {
+		s += fmt.Sprintf("; %d free ones are used in the LAN outside the cluster", e.outside)
 	}
 	return s + "; " + advice
 }

@@ -45,6 +45,9 @@ func (s *Service) requestPool(ctx context.Context, req *ipam.RequestPoolRequest)
 	if err != nil {
 		return nil, fmt.Errorf("request address pool: %w", err)
 	}
+	if w.space == LocalSpace {
+		s.noteRange(p.Subnet, w.rng)
+	}
 	id := PoolID{Space: w.space, Subnet: p.Subnet, Range: w.rng}
 	return &ipam.RequestPoolResponse{PoolID: id.String(), Pool: p.Subnet.String()}, nil
 }
@@ -288,18 +291,23 @@ func (e entry) owner() string {
 	return "network " + e.Network
 }
 
-// checkRoutes refuses a subnet that a route of this host overlaps.
+// checkRoutes refuses a subnet that a route of this host overlaps, unless it is that of a LAN that the host is in, or a
+// part of it.
 func (s *Service) checkRoutes(subnet netip.Prefix) error {
 	routes, err := s.cfg.Routes()
 	if err != nil {
 		return err
 	}
-	if r, ok := overlap(subnet, routes); ok {
-		return fmt.Errorf("subnet %s overlaps the route to %s on host %s (see `ip route`); choose another --subnet "+
-			"or remove the route",
-			subnet, r, s.cfg.Node)
+	var connected []netip.Prefix
+	if s.cfg.Connected != nil {
+		if connected, err = s.cfg.Connected(); err != nil {
+			return err
+		}
 	}
-	return nil
+	routes = slices.DeleteFunc(slices.Clone(routes), func(r netip.Prefix) bool {
+		return slices.Contains(connected, r) && r.Bits() <= subnet.Bits()
+	})
+	return CheckRoutes(subnet, routes, s.cfg.Node)
 }
 
 func (s *Service) member(nw store.Network) bool {

@@ -12,6 +12,15 @@ import (
 // overlap them: containers have a second interface to the host, and the host itself must keep reaching those
 // destinations.
 func HostRoutes() ([]netip.Prefix, error) {
+	return hostRoutes(func(netlink.Route) bool { return true })
+}
+
+// HostSubnets returns those of them that interfaces of this host are in: the kernel made the routes with the addresses.
+func HostSubnets() ([]netip.Prefix, error) {
+	return hostRoutes(func(r netlink.Route) bool { return r.Protocol == unix.RTPROT_KERNEL && r.Gw == nil })
+}
+
+func hostRoutes(wanted func(netlink.Route) bool) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		main := &netlink.Route{Table: unix.RT_TABLE_MAIN}
@@ -20,7 +29,7 @@ func HostRoutes() ([]netip.Prefix, error) {
 			return nil, fmt.Errorf("read the host's routes: %w", err)
 		}
 		for _, r := range routes {
-			if r.Dst == nil {
+			if r.Dst == nil || !wanted(r) {
 				continue
 			}
 			a, ok := netip.AddrFromSlice(r.Dst.IP)

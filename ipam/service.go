@@ -32,6 +32,12 @@ type Config struct {
 	Node string
 	// Routes returns the destinations of the host's routes, which no pool may overlap; HostRoutes is the real one.
 	Routes func() ([]netip.Prefix, error)
+	// Connected returns the subnets that the host's interfaces are in. A network in a LAN has the same one or a part of it; a
+	// pool passes therefore, and whoever makes another kind of network of it refuses it. Nil: there are none.
+	Connected func() ([]netip.Prefix, error)
+	// Vet is asked before an address is given out for the first time; an error that wraps ErrOutside makes another be
+	// chosen. Nil: there is nobody outside.
+	Vet func(ctx context.Context, subnet netip.Prefix, a netip.Addr) error
 	// Predefined are the IPv4 pools for networks without --subnet, DefaultPredefined if empty.
 	Predefined []Predefined
 	Log        *slog.Logger
@@ -48,6 +54,8 @@ type Service struct {
 
 	mu    sync.Mutex
 	views map[netip.Prefix]*view
+	// ranges is where this host allocates; see noteRange.
+	ranges map[netip.Prefix]netip.Prefix
 	// start runs a view's watches; nil unless Run is running.
 	start func(*view)
 	// surveyed is true once Reclaim has looked at every pool of the cluster.
@@ -62,7 +70,7 @@ func New(cfg Config) *Service {
 	if len(cfg.Predefined) == 0 {
 		cfg.Predefined = DefaultPredefined()
 	}
-	return &Service{cfg: cfg, log: cfg.Log, views: make(map[netip.Prefix]*view), terms: newTerms()}
+	return &Service{cfg: cfg, log: cfg.Log, views: make(map[netip.Prefix]*view), ranges: make(map[netip.Prefix]netip.Prefix), terms: newTerms()}
 }
 
 // Methods are the calls that the service answers, besides plugin.Constants.

@@ -98,6 +98,11 @@ func (s *Service) claimFromSwarm(ctx context.Context, r request, l store.Lease, 
 		}
 		s.log.Info("address taken over from a lost node", "address", l.Address, "node", l.Node, "endpoint", l.Endpoint)
 	}
+	if !r.mac.IsZero() {
+		if err := s.vet(ctx, r, l.Address); err != nil {
+			return err
+		}
+	}
 	l.Node, l.Endpoint, l.MAC, l.Created = s.cfg.Node, "", r.mac, s.cfg.Now()
 	_, err := s.cfg.Store.Commit(ctx, []store.Cond{store.Unchanged(kv)}, store.Put(kv.Key, store.Encode(l)))
 	return err

@@ -21,7 +21,8 @@ const (
 	LeasePrefix     = "leases/"      // leases/SUBNET/ADDRESS → Lease
 	EndpointPrefix  = "endpoints/"   // endpoints/NETWORK/ENDPOINT → Endpoint
 	NamePrefix      = "names/"       // names/NETWORK/ENDPOINT → Name
-	MACPrefix       = "macs/"        // macs/NETWORK/MAC → id of the endpoint that has it
+	MACPrefix       = "macs/"        // macs/SCOPE/MAC → id of the endpoint that has it; see Network.MACScope
+	ConflictPrefix  = "conflicts/"   // conflicts/NETWORK/ADDRESS → Conflict
 	ServicePrefix   = "services/"    // services/NETWORK/SERVICE → Service
 	VolumePrefix    = "volumes/"     // volumes/VOLUME → Volume
 	VolumeUsePrefix = "volume-uses/" // volume-uses/NODE → VolumeUses
@@ -86,10 +87,15 @@ func NetworkNames(network string) string { return NamePrefix + network + "/" }
 
 func NameKey(network, endpoint string) string { return NetworkNames(network) + endpoint }
 
-// NetworkMACs is the prefix of all MAC claims of one network.
-func NetworkMACs(network string) string { return MACPrefix + network + "/" }
+// NetworkMACs is the prefix of all MAC claims of one scope.
+func NetworkMACs(scope string) string { return MACPrefix + scope + "/" }
 
-func MACKey(network string, m vxlan.MAC) string { return NetworkMACs(network) + m.String() }
+func MACKey(scope string, m vxlan.MAC) string { return NetworkMACs(scope) + m.String() }
+
+// NetworkConflicts is the prefix of all conflicts in one network.
+func NetworkConflicts(network string) string { return ConflictPrefix + network + "/" }
+
+func ConflictKey(network string, a netip.Addr) string { return NetworkConflicts(network) + a.String() }
 
 // NetworkServices is the prefix of all services that have a place in one network.
 func NetworkServices(network string) string { return ServicePrefix + network + "/" }

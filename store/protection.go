@@ -10,7 +10,7 @@ type Protection struct {
 	// Port is the UDP port that is guarded, 0 if none is.
 	Port uint16 `json:"port,omitempty"`
 	// Epoch is the number of the node's newest key, Begun when it was made by the node's clock.
-	Epoch uint64    `json:"epoch,omitempty"`
+	Epoch uint64          `json:"epoch,omitempty"`
 	Begun time.Time       `json:"begun,omitzero"`
 	Drops ProtectionDrops `json:"drops"`
 	// Pairs are sorted by Peer.

@@ -52,11 +52,11 @@ type Status struct {
 // Network is one cluster network. Its first creator fixes everything but Members.
 type Network struct {
 	Name string `json:"name"`
-	// Mode is the kind of network; ModeOverlay is the only one so far.
-	Mode string    `json:"mode"`
+	// Mode is the kind of network: ModeOverlay, or one that uses a host's own network.
+	Mode string `json:"mode"`
+	// VNI and Port, the UDP port of the network's VXLAN packets, are those of an overlay; zero in other modes.
 	VNI  vxlan.VNI `json:"vni"`
-	// Port is the UDP port of the network's VXLAN packets.
-	Port uint16 `json:"port"`
+	Port uint16    `json:"port"`
 	// MTU of the containers' interfaces, in bytes.
 	MTU      int            `json:"mtu"`
 	Subnets  []netip.Prefix `json:"subnets"`
@@ -66,9 +66,13 @@ type Network struct {
 	// Cipher is the only one allowed, as package ipsec names it; empty leaves the choice to each pair of nodes.
 	Cipher string `json:"cipher,omitempty"`
 	// Rekey is how long its nodes use a key.
-	Rekey   time.Duration `json:"rekey,omitempty"`
-	Creator string        `json:"creator"`
-	Created time.Time     `json:"created"`
+	Rekey time.Duration `json:"rekey,omitempty"`
+	// LAN is how the network uses the hosts' own; zero for an overlay or a bridge.
+	LAN LAN `json:"lan,omitzero"`
+	// HostAccess: each member node has an address of its own in the network.
+	HostAccess bool      `json:"hostAccess,omitempty"`
+	Creator    string    `json:"creator"`
+	Created    time.Time `json:"created"`
 	Isolation
 	// Swarm is Docker's id of the swarm network that this one was allocated for, empty if it is none. Such a network stays
 	// when no node has a task in it: it goes when the swarm frees it and its last member has left.
@@ -83,9 +87,6 @@ type Network struct {
 	// Members are the Docker networks that stand for this one, on any node. The network goes with its last member.
 	Members []Member `json:"members"`
 }
-
-// ModeOverlay is a VXLAN network over several hosts.
-const ModeOverlay = "overlay"
 
 // Member is one Docker network that stands for a cluster network on one node.
 type Member struct {
@@ -124,6 +125,7 @@ const (
 	LeaseGateway  = "gateway"  // reserved with the pool, shared by all nodes, goes with the pool
 	LeaseAux      = "aux"      // --aux-address: kept from containers, goes with the pool
 	LeaseEndpoint = "endpoint" // a container's
+	LeaseNode     = "node"     // the node's own, in a network with host access; Endpoint is Node.HostEndpoint
 )
 
 // Lease is one address in use: who holds it, for what, since when.
@@ -172,6 +174,11 @@ type Endpoint struct {
 	Group string `json:"group,omitempty"`
 	// Limit is its own, in the place of the network's.
 	Limit
+	// Host: it is the node's own place in a network with host access, not a container's.
+	Host bool `json:"host,omitempty"`
+	// Sandbox is the file of the container's network namespace, as Docker names it with Join; kept for networks whose
+	// interfaces leave nothing on the host.
+	Sandbox string    `json:"sandbox,omitempty"`
 	Created time.Time `json:"created"`
 }
 
@@ -216,7 +223,7 @@ type Backend struct {
 // Record is one of the types that the store holds.
 type Record interface {
 	Node | Status | Network | Pool | Lease | Endpoint | Name | Service | Engine | Volume | VolumeUses |
-		VolumeBackup | Protection
+		VolumeBackup | Protection | Conflict
 }
 
 // envelope gives every record its version.
@@ -239,7 +246,7 @@ func Encode[R Record](r R) []byte {
 
 // version is the first version that has all of what a record says: older programs can read the others as long as possible.
 func version(r any) int {
-	if n, ok := r.(Network); ok && n.Encrypted {
+	if n, ok := r.(Network); ok && (n.Encrypted || n.Mode != ModeOverlay) {
 		return 2
 	}
 	return 1
@@ -300,6 +307,8 @@ func check(r any) error {
 		}
 	case Lease:
 		return checkAddr("lease", r.Address)
+	case Conflict:
+		return checkAddr("conflict", r.Address)
 	case Endpoint:
 		return r.check()
 	case Name:
@@ -321,10 +330,7 @@ func check(r any) error {
 }
 
 func (n Network) check() error {
-	errs := []error{CheckName("network", n.Name), vxlan.CheckVNI(n.VNI)}
-	if n.Port == 0 {
-		errs = append(errs, errors.New("UDP port 0"))
-	}
+	errs := []error{CheckName("network", n.Name), n.checkMode()}
 	if n.Encrypted != (n.Rekey > 0) || n.Cipher != "" && !n.Encrypted {
 		errs = append(errs, fmt.Errorf("encrypted %t with cipher %q and a new key every %s", n.Encrypted, n.Cipher, n.Rekey))
 	}

@@ -156,12 +156,13 @@ func (p painter) networks(r diag.NetworksReport) string {
 			encrypted = cmp.Or(n.Encryption.Cipher, "yes")
 		}
 		rows = append(rows, table.Row{
-			n.Network, cmp.Or(strings.Join(uniqueNames(n), ","), none), p.verdict(n.Verdict), n.VNI, encrypted,
+			n.Network, cmp.Or(strings.Join(uniqueNames(n), ","), none), p.verdict(n.Verdict),
+			strings.TrimSpace(n.Mode + " " + n.Medium.Parent), known(n.VNI), encrypted,
 			strings.Join(subnets, ","), here, len(n.Peers), n.EndpointCount, firstCause(n),
 		})
 	}
 	return columns(table.Row{
-		"NETWORK", "DOCKER", "VERDICT", "VNI", "ENCRYPTED", "SUBNETS", "HERE", "NODES", "ENDPOINTS", "WHY",
+		"NETWORK", "DOCKER", "VERDICT", "MODE", "VNI", "ENCRYPTED", "SUBNETS", "HERE", "NODES", "ENDPOINTS", "WHY",
 	}, rows)
 }
 

@@ -58,6 +58,9 @@ func dockerNames(r diag.NetworkReport) string {
 // the task's id of 25 characters.
 func container(e diag.Endpoint) string {
 	name := cmp.Or(e.Container, none)
+	if e.Host {
+		return "the node itself"
+	}
 	if i := strings.LastIndexByte(name, '.'); e.Task != "" && e.Task == name && len(name)-i-1 > shownID {
 		return name[:i+1+shownID] + "…"
 	}

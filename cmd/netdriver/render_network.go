@@ -60,7 +60,7 @@ func (p painter) network(r diag.NetworkReport) string {
 func line(b *strings.Builder, what, s string) { fmt.Fprintf(b, "  %-9s  %s\n", what, s) }
 
 func (p painter) headline(r diag.NetworkReport) string {
-	kind := []string{r.Mode, fmt.Sprintf("VNI %d", r.VNI), fmt.Sprintf("UDP %d", r.Port)}
+	kind := medium(r)
 	if r.Encryption != nil {
 		kind = slices.Insert(kind, 1, "encrypted")
 	}
@@ -80,6 +80,24 @@ func (p painter) headline(r diag.NetworkReport) string {
 		summary(r),
 		data[r.Data.Source],
 	)
+}
+
+// medium says how the network is carried.
+func medium(r diag.NetworkReport) []string {
+	kind := []string{r.Mode}
+	if m := r.Medium.Submode; m != "" {
+		kind[0] += " " + m
+	}
+	if r.VNI != 0 {
+		kind = append(kind, fmt.Sprintf("VNI %d", r.VNI), fmt.Sprintf("UDP %d", r.Port))
+	}
+	if p := r.Medium.Parent; p != "" {
+		kind = append(kind, "parent "+p)
+	}
+	if r.Medium.HostAccess {
+		kind = append(kind, "host access")
+	}
+	return kind
 }
 
 // summary says in a few words why the verdict is what it is.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/dataplane/lan"
 	"github.com/netdriver/netdriver/diag"
 	"github.com/netdriver/netdriver/driver"
 	"github.com/netdriver/netdriver/internal/cluster"
@@ -79,9 +81,14 @@ func serveOnce(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer kernel.Close()
+	host, err := lan.OpenLinux("")
+	if err != nil {
+		return err
+	}
+	defer host.Close()
 	filter := openFilter(ctx, log)
 	defer filter.close()
-	parts, err := assemble(cfg, site{node, under.Device, booted, filter}, truth, kernel, log)
+	parts, err := assemble(cfg, site{node, under.Device, booted, filter}, truth, kernels{kernel, host}, log)
 	if err != nil {
 		return err
 	}
@@ -136,28 +143,39 @@ type site struct {
 	filter hostFilter
 }
 
+// kernels are what the data planes change.
+type kernels struct {
+	overlays dataplane.Kernel
+	host     lan.Kernel
+}
+
 // assemble makes the daemon's parts of one another.
 func assemble(
-	cfg config.Config, at site, truth *truth, kernel dataplane.Kernel, log *slog.Logger,
+	cfg config.Config, at site, truth *truth, kernel kernels, log *slog.Logger,
 ) ([]part, error) {
 	s, node := truth.client, at.node
 	mirror := store.NewMirror(s, log)
-	plane := dataplane.NewPlane(kernel, log)
+	plane, hostPlane := dataplane.NewPlane(kernel.overlays, log), lan.NewPlane(kernel.host, log)
 	meter := metrics.New(metrics.Sources{Store: s, Mirror: mirror, Plane: plane, Node: node.Name, Version: node.Version})
-	leases := ipam.New(ipam.Config{Store: s, Node: node.Name, Routes: ipam.HostRoutes, Log: log, Now: time.Now})
+	var d *driver.Driver
+	leases := ipam.New(ipam.Config{
+		Store: s, Node: node.Name, Routes: ipam.HostRoutes, Connected: ipam.HostSubnets, Log: log, Now: time.Now,
+		Vet: func(ctx context.Context, subnet netip.Prefix, a netip.Addr) error { return d.Vet(ctx, subnet, a) },
+	})
 	docker, err := openDocker(cfg.DockerHost)
 	if err != nil {
 		return nil, err
 	}
-	d := driver.New(driver.Config{
+	d = driver.New(driver.Config{
 		Store: s, Mirror: mirror, Plane: plane, Node: node, Underlay: at.device, Booted: at.booted, Port: cfg.VXLANPort, Docker: docker,
 		EncryptedPort: cfg.EncryptedPort, Leases: leases, Filter: at.filter.forDriver(),
+		LAN: hostPlane, Parents: cfg.Parents, Routes: ipam.HostRoutes,
 		Log: log, Observe: meter.ObserveReconciliation,
 	})
 	joined := cluster.New(cluster.Config{
 		DataDir: cfg.DataDir, Node: node, Client: truth.client, State: truth.state, External: external(cfg), Log: log,
 	})
-	diagnosis := diag.New(diag.Sources{Store: s, Mirror: mirror, Plane: plane, Driver: d, Node: node,
+	diagnosis := diag.New(diag.Sources{Store: s, Mirror: mirror, Plane: plane, LAN: hostPlane, Driver: d, Node: node,
 		Filter: at.filter.forDiag(), Unfiltered: at.filter.lack})
 	doors := plugin.New(plugin.Config{
 		Methods: slices.Concat(plugin.Constants(network.LocalScope), d.Methods(), leases.Methods()),
@@ -173,6 +191,7 @@ func assemble(
 		{"mirror", mirror.Run},
 		{"data plane", plane.Run},
 		{"ipam", leases.Run},
+		{"host's networks", hostPlane.Run},
 		{"driver", d.Run},
 		{"local socket", func(ctx context.Context) error {
 			local := control.NewServer(diagnosis, log)

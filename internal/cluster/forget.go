@@ -70,7 +70,7 @@ func forgetEndpoints(ctx context.Context, s store.Store, nw store.Network, node 
 			return nil
 		}
 		return []store.Op{
-			store.Delete(kv.Key), store.Delete(store.MACKey(nw.Name, e.MAC)), store.Delete(store.NameKey(nw.Name, e.ID)),
+			store.Delete(kv.Key), store.Delete(store.MACKey(nw.MACScope(), e.MAC)), store.Delete(store.NameKey(nw.Name, e.ID)),
 		}
 	})
 }
@@ -113,7 +113,7 @@ func forgetMember(ctx context.Context, s store.Store, network, node string) erro
 func forgetLeases(ctx context.Context, s store.Store, node string) error {
 	return each(ctx, s, store.LeasePrefix, func(kv store.KV) []store.Op {
 		l, err := store.Decode[store.Lease](kv)
-		if err != nil || l.Node != node || l.Kind != store.LeaseEndpoint {
+		if err != nil || l.Node != node || l.Kind != store.LeaseEndpoint && l.Kind != store.LeaseNode {
 			return nil
 		}
 		if rest, kept := l.Vacate(); kept {

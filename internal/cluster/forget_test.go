@@ -64,7 +64,7 @@ func network(t *testing.T, s store.Store, i int, name, swarm string, nodes ...st
 	t.Helper()
 	p := subnet(i)
 	nw := store.Network{
-		Name: name, VNI: vxlan.VNI(100 + i), Port: 4789, MTU: 1450, Subnets: []netip.Prefix{p}, Swarm: swarm,
+		Name: name, Mode: store.ModeOverlay, VNI: vxlan.VNI(100 + i), Port: 4789, MTU: 1450, Subnets: []netip.Prefix{p}, Swarm: swarm,
 	}
 	pool := store.Pool{Subnet: p, Network: name}
 	gateway := p.Addr().Next()

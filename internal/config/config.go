@@ -48,6 +48,8 @@ type Config struct {
 	VXLANPort uint16
 	// EncryptedPort is that of encrypted ones, ESPInUDP the port for ESP over UDP or 0.
 	EncryptedPort, ESPInUDP uint16
+	// Parents are this node's names for its interfaces: what --opt parent says → interface or subnet.
+	Parents map[string]string
 	// DockerHost is the URL of the Docker engine; empty means that it is not asked.
 	DockerHost string
 }

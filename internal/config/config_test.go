@@ -98,7 +98,7 @@ func TestEverySettingHasAFlagAVariableAndAKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	values := map[string]string{
-		"underlay": "eth0", "node": "n1", "cluster": "lab", "vxlan-port": "4790", "encrypted-port": "4795", "esp-in-udp": "4500",
+		"underlay": "eth0", "node": "n1", "cluster": "lab", "vxlan-port": "4790", "encrypted-port": "4795", "esp-in-udp": "4500", "parents": "lan=eth1,dmz=192.0.2.0/24",
 		"store":      "https://192.0.2.1:2379",
 		"store-ca":   pem,
 		"store-cert": pem, "store-key": pem, "data-dir": "/d", "socket-dir": "/s", "run-dir": "/r",
@@ -106,6 +106,7 @@ func TestEverySettingHasAFlagAVariableAndAKey(t *testing.T) {
 		"metrics":     ":9100", "log-level": "debug", "log-format": "json",
 	}
 	want := Config{
+		Parents:  map[string]string{"lan": "eth1", "dmz": "192.0.2.0/24"},
 		Underlay: "eth0", Node: "n1", Cluster: "lab", Store: []string{"https://192.0.2.1:2379"}, StoreCA: pem, StoreCert: pem,
 		StoreKey: pem, DataDir: "/d", SocketDir: "/s", RunDir: "/r", Metrics: ":9100", LogLevel: slog.LevelDebug,
 		LogFormat: "json",

@@ -39,7 +39,7 @@ func (s setting) env() string {
 
 // table returns all settings, in the order in which the documents have them.
 func table() []setting {
-	return append(append(siteSettings(), storeSettings()...), localSettings()...)
+	return slices.Concat(siteSettings(), lanSettings(), storeSettings(), localSettings())
 }
 
 // siteSettings say who this node is.
@@ -87,6 +87,37 @@ func siteSettings() []setting {
 			},
 		},
 	}
+}
+
+// lanSettings say what this node calls the LANs that it is in.
+func lanSettings() []setting {
+	return []setting{
+		{
+			name:    "parents",
+			shown:   "none",
+			help:    "this node's interfaces by the names that --opt parent uses, since hosts call them differently",
+			allowed: "NAME=INTERFACE or NAME=SUBNET, several separated by commas",
+			set:     setParents,
+		},
+	}
+}
+
+func setParents(c *Config, v string) error {
+	c.Parents = nil
+	for _, pair := range strings.FieldsFunc(v, func(r rune) bool { return r == ',' }) {
+		name, to, found := strings.Cut(pair, "=")
+		if !found || name == "" || to == "" || strings.ContainsAny(name, " ./") || c.Parents[name] != "" {
+			return fmt.Errorf("%q: want NAME=INTERFACE, each name once and without dot or slash", pair)
+		}
+		if _, err := netip.ParsePrefix(to); err != nil && !interfaceName.MatchString(to) {
+			return fmt.Errorf("%q is neither an interface's name nor a subnet", to)
+		}
+		if c.Parents == nil {
+			c.Parents = map[string]string{}
+		}
+		c.Parents[name] = to
+	}
+	return nil
 }
 
 // storeSettings say where the cluster's records are.

@@ -21,7 +21,7 @@ func allowed() map[string][]string {
 		"store":             {},
 		"store/etcd":        {},
 		"store/storetest":   {},
-		"dataplane":         {"dataplane/balance", "dataplane/guard", "internal/netlink"},
+		"dataplane":         {"dataplane/balance", "dataplane/discovery", "dataplane/guard", "internal/netlink"},
 		"dataplane/balance": {},
 		"dataplane/guard":   {},
 		"internal/netlink":  {},
@@ -46,15 +46,19 @@ func allowed() map[string][]string {
 		"ipsec":             {},
 		"policy":            {},
 		"ipam":              {"internal/plugin"},
-		"driver":            {"dataplane", "dataplane/firewall", "dataplane/guard", "ipam", "ipsec", "internal/plugin", "policy"},
-		"diag":              {"dataplane", "dataplane/balance", "dataplane/firewall"},
+		"driver":            {"dataplane", "dataplane/firewall", "dataplane/guard", "dataplane/lan", "ipam", "ipsec", "internal/plugin", "policy"},
+		"diag":              {"dataplane", "dataplane/balance", "dataplane/firewall", "dataplane/lan"},
 		"internal/control":  {"diag", "internal/local"},
 		"internal/local":    {},
 		"internal/metrics":  {"dataplane", "dataplane/balance", "driver"},
 		"internal/nettest":  {},
 
 		"dataplane/firewall": {"internal/netlink"},
-		"ipsec/xfrm":         {"internal/netlink", "ipsec"},
+
+		"dataplane/discovery": {},
+		"dataplane/lan":       {"dataplane/discovery"},
+
+		"ipsec/xfrm": {"internal/netlink", "ipsec"},
 	}
 }
 
