@@ -19,6 +19,9 @@ import (
 const (
 	// checkEvery is how often the kernel is read again in full, whatever events said.
 	checkEvery = 30 * time.Second
+	// gather is how long others' changes are gathered after one was applied. Under 100 changes per second, most of their cost was
+	// waking up for each.
+	gather = 20 * time.Millisecond
 	// parallel is how many networks are applied at once in the background.
 	parallel = 4
 )
@@ -63,13 +66,19 @@ func (d *Driver) Run(ctx context.Context) error {
 func (d *Driver) follow(ctx context.Context) {
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
-	d.sweep(ctx)
+	changes := d.cfg.Mirror.Changes() // nil for a moment after each: the first change is applied at once, many together
+	var gathered <-chan time.Time
+	swept := d.sweep(ctx)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-d.cfg.Mirror.Changes():
+		case <-changes:
+			swept = swept || d.sweep(ctx)
 			d.syncAll(ctx, d.cfg.Mirror.TakeChanged())
+			changes, gathered = nil, time.After(gather)
+		case <-gathered:
+			changes = d.cfg.Mirror.Changes()
 		case vni := <-d.cfg.Plane.Drifted():
 			if name, ok := d.nameOf(vni); ok {
 				d.doubt(name)
@@ -310,15 +319,15 @@ func (d *Driver) doubt(network string) {
 
 // sweep removes networks of ours from the kernel that no record wants: what a daemon left behind that was killed
 // between its last transaction and its last kernel operation. Only once all records have been read, and only what has
-// no containers: a store that is slow, cut off or empty must never tear a working network down.
-func (d *Driver) sweep(ctx context.Context) {
+// no containers: a store that is slow, cut off or empty must never tear a working network down. It says whether it could look.
+func (d *Driver) sweep(ctx context.Context) bool {
 	if !d.cfg.Mirror.Synced("") || !d.owned() {
-		return
+		return false
 	}
 	present, err := d.cfg.Plane.Present(ctx)
 	if err != nil {
 		d.log.Warn("cannot read the kernel's networks", "error", err)
-		return
+		return false
 	}
 	for _, p := range present {
 		if err := d.sweepNetwork(ctx, p); err != nil {
@@ -326,15 +335,18 @@ func (d *Driver) sweep(ctx context.Context) {
 		}
 	}
 	d.sweepLAN(ctx)
+	return true
 }
 
-// sweepNetwork removes one network from the kernel if it is unwanted and unused.
+// sweepNetwork removes one network from the kernel if it is unwanted and unused. One that is wanted, and that this process
+// has not applied yet, is noted, so that it is removed as well if it is unwanted before it was applied.
 func (d *Driver) sweepNetwork(ctx context.Context, p dataplane.Network) error {
 	unlock := d.locks.lock(p.Name)
 	defer unlock()
 	var nw store.Network
 	d.cfg.Mirror.Read(func(r *store.Records) { nw = r.Networks[p.Name] })
 	if nw.VNI == p.VNI && isMember(nw, d.site.node) {
+		d.inherit(p)
 		return nil
 	}
 	if len(p.Ports) > 0 {
@@ -342,6 +354,15 @@ func (d *Driver) sweepNetwork(ctx context.Context, p dataplane.Network) error {
 	}
 	d.log.Info("removing a network that no record wants", "network", p.Name, "vni", p.VNI)
 	return d.cfg.Plane.Remove(ctx, p.VNI)
+}
+
+// inherit notes that the kernel has something of a network from before this process.
+func (d *Driver) inherit(p dataplane.Network) {
+	d.applied.mu.Lock()
+	defer d.applied.mu.Unlock()
+	if _, known := d.applied.networks[p.Name]; !known {
+		d.applied.networks[p.Name] = appliedNetwork{vni: p.VNI, size: size(p)}
+	}
 }
 
 // nameOf returns the network that has a VNI on this node.
