@@ -48,6 +48,8 @@ type LinuxConfig struct {
 	RunDir string
 	// HostNetNS is the namespace of the underlay and of Docker; empty means the one this process was started in.
 	HostNetNS string
+	// Look: the namespace is there and is only read; nothing is made or set in it.
+	Look bool
 	Log       *slog.Logger
 }
 
@@ -69,13 +71,18 @@ func (l *Linux) open(cfg LinuxConfig) (err error) {
 		return fmt.Errorf("find the host's: %w", err)
 	}
 	path := NamespaceIn(cfg.RunDir)
-	if l.ours, err = openNamespace(path, cfg.Log); err != nil {
+	if cfg.Look {
+		l.ours, err = openBound(path)
+	} else {
+		l.ours, err = openNamespace(path, cfg.Log)
+	}
+	if err != nil {
 		return err
 	}
 	if err := different(l.ours, l.host); err != nil {
 		return fmt.Errorf("use network namespace %s: %w", path, err)
 	}
-	if err := netlink.In(l.ours, l.prepare); err != nil {
+	if err := netlink.In(l.ours, func() error { return l.prepare(cfg.Look) }); err != nil {
 		return fmt.Errorf("prepare network namespace %s: %w", path, err)
 	}
 	if err := netlink.In(l.host, func() (err error) { l.hostLinks, err = openRoute(); return err }); err != nil {
@@ -89,9 +96,11 @@ func (l *Linux) open(cfg LinuxConfig) (err error) {
 }
 
 // prepare runs in our namespace. It is done at every start, since a former daemon may have died half-way.
-func (l *Linux) prepare() (err error) {
-	if err := settings(); err != nil {
-		return err
+func (l *Linux) prepare(look bool) (err error) {
+	if !look {
+		if err := settings(); err != nil {
+			return err
+		}
 	}
 	if l.in, err = openRoute(); err != nil {
 		return err
@@ -102,6 +111,10 @@ func (l *Linux) prepare() (err error) {
 	// Protocol 0 receives nothing (man 7 packet).
 	if l.frames, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open a packet socket: %w", err)
+	}
+	if look {
+		l.hostID, err = nameNamespace(l.in, l.host)
+		return err
 	}
 	if err := setUp(l.in, "lo"); err != nil {
 		return fmt.Errorf("bring lo up: %w", err)

@@ -35,6 +35,14 @@ type Sources struct {
 	Encryption Protector
 	// Node is this node's record.
 	Node store.Node
+	// Stopped: no daemon runs on this node, and a command looks by itself.
+	Stopped bool
+	// Site is what this daemon runs with.
+	Site Site
+	// Docker asks the engine for a sign of life; nil if there is none to ask.
+	Docker func(context.Context) error
+	// Peers asks other nodes; nil if they cannot be asked.
+	Peers Peers
 	// Now is the clock, time.Now if nil.
 	Now func() time.Time
 }

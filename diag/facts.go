@@ -60,6 +60,7 @@ type service struct {
 type facts struct {
 	cluster
 	me        store.Node
+	stopped   bool // no daemon runs here
 	network   network
 	endpoints []endpoint
 	counts    map[netip.Prefix]uint64 // leases of each pool
@@ -204,7 +205,7 @@ func (d *Diagnosis) settle(ctx context.Context, all []facts) {
 // facts gathers what is known of one network; whole is false for a line of the summary.
 func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, whole bool) facts {
 	f := facts{
-		cluster: c, me: d.src.Node, network: nw, problem: d.src.Driver.Problems()[nw.Name],
+		cluster: c, me: d.src.Node, stopped: d.src.Stopped, network: nw, problem: d.src.Driver.Problems()[nw.Name],
 		receipts: d.receipts(nw.Network), counts: map[netip.Prefix]uint64{}, leases: map[netip.Prefix][]store.Lease{},
 	}
 	if f.err == nil {

@@ -22,6 +22,9 @@ func (f facts) reasons(r NetworkReport) []Reason {
 			"check that the store runs and can be reached from here; existing traffic goes on, new containers must wait",
 			"the store cannot be asked: %v; this is what the node knew last, other nodes' state is unknown", f.err))
 	}
+	if f.stopped {
+		out = append(out, stopped(f.me.Name))
+	}
 	out = append(out, f.aboutKernel(r)...)
 	out = append(out, f.aboutAdmission(r)...)
 	for _, p := range r.Peers {
@@ -37,6 +40,12 @@ func (f facts) reasons(r NetworkReport) []Reason {
 	out = append(out, f.aboutConflicts()...)
 	out = append(out, f.aboutServices(r)...)
 	return append(out, f.aboutRecords()...)
+}
+
+// stopped is the reason when no daemon runs on this node.
+func stopped(node string) Reason {
+	return reason(Degraded, node, "start it: `netdriver run`, or systemctl start netdriver; see its log",
+		"the daemon of this node does not run: traffic goes on, Docker's calls fail, and nothing is repaired")
 }
 
 // unread is the reason when no record is known.

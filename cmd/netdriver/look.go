@@ -27,7 +27,7 @@ func (a app) inspect() *cobra.Command {
 		Args: judged(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeNetworks,
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cannotTell(err) })
-	cmd.RunE = a.ask(cmd, func(ctx context.Context, c *control.Client, args []string) (answer, error) {
+	cmd.RunE = a.looks(cmd, func(ctx context.Context, c looker, args []string) (answer, error) {
 		if len(args) == 0 {
 			r, err := c.Networks(ctx)
 			return answer{r, func(p painter) string { return p.networks(r) }, worst(r)}, err
@@ -54,7 +54,7 @@ func worst(r diag.NetworksReport) int {
 
 func (a app) networks() *cobra.Command {
 	cmd := &cobra.Command{Use: "networks", Short: "List the cluster's networks", Args: cobra.NoArgs}
-	cmd.RunE = a.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) (answer, error) {
+	cmd.RunE = a.looks(cmd, func(ctx context.Context, c looker, _ []string) (answer, error) {
 		r, err := c.Networks(ctx)
 		return answer{r, func(p painter) string { return p.networks(r) }, 0}, err
 	})
@@ -63,7 +63,7 @@ func (a app) networks() *cobra.Command {
 
 func (a app) nodes() *cobra.Command {
 	cmd := &cobra.Command{Use: "nodes", Short: "List the cluster's nodes", Args: cobra.NoArgs}
-	cmd.RunE = a.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) (answer, error) {
+	cmd.RunE = a.looks(cmd, func(ctx context.Context, c looker, _ []string) (answer, error) {
 		r, err := c.Nodes(ctx)
 		return answer{r, func(p painter) string { return p.nodes(r) }, 0}, err
 	})
@@ -81,19 +81,41 @@ type answer struct {
 func (a app) ask(
 	cmd *cobra.Command, question func(context.Context, *control.Client, []string) (answer, error),
 ) func(*cobra.Command, []string) error {
+	return a.shows(cmd, func(ctx context.Context, runDir string, args []string) (answer, error) {
+		return question(ctx, control.NewClient(control.SocketPath(runDir)), args)
+	})
+}
+
+// looks is ask for a verb that looks by itself if no daemon runs.
+func (a app) looks(
+	cmd *cobra.Command, question func(context.Context, looker, []string) (answer, error),
+) func(*cobra.Command, []string) error {
+	return a.shows(cmd, func(ctx context.Context, runDir string, args []string) (r answer, err error) {
+		err = a.look(ctx, runDir, func(ctx context.Context, l looker) (err error) {
+			r, err = question(ctx, l, args)
+			return err
+		})
+		return r, err
+	})
+}
+
+// shows gives a verb the flags of those that show a report, and returns what it runs.
+func (a app) shows(
+	cmd *cobra.Command, question func(ctx context.Context, runDir string, args []string) (answer, error),
+) func(*cobra.Command, []string) error {
 	output := cmd.Flags().StringP("output", "o", "text", "`format`: text or json")
 	config.AddFlags(cmd.Flags(), "run-dir")
 	return func(cmd *cobra.Command, args []string) error {
 		if *output != "text" && *output != "json" {
 			return cannotTell(fmt.Errorf("--output %q: want text or json", *output))
 		}
-		client, err := a.client(cmd)
+		cfg, err := config.Load(cmd.Flags(), a.environ, "run-dir")
 		if err != nil {
 			return cannotTell(err)
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), askDaemon)
 		defer cancel()
-		r, err := question(ctx, client, args)
+		r, err := question(ctx, cfg.RunDir, args)
 		if err != nil {
 			return cannotTell(err)
 		}

@@ -46,6 +46,9 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	}
 	defer lock.Close()
 	defer stopping(log)
+	if err := saveSettings(cfg); err != nil {
+		return err
+	}
 	for {
 		err := serveOnce(ctx, cfg, log)
 		if !errors.Is(err, cluster.ErrAgain) || ctx.Err() != nil {
@@ -175,8 +178,10 @@ func assemble(
 	joined := cluster.New(cluster.Config{
 		DataDir: cfg.DataDir, Node: node, Client: truth.client, State: truth.state, External: external(cfg), Log: log,
 	})
-	diagnosis := diag.New(diag.Sources{Store: s, Mirror: mirror, Plane: plane, LAN: hostPlane, Driver: d, Node: node,
-		Filter: at.filter.forDiag(), Unfiltered: at.filter.lack})
+	sources := diag.Sources{Store: s, Mirror: mirror, Plane: plane, LAN: hostPlane, Driver: d, Node: node,
+		Filter: at.filter.forDiag(), Unfiltered: at.filter.lack}
+	asked := sight(&sources, cfg, truth, docker, log)
+	diagnosis := diag.New(sources)
 	doors := plugin.New(plugin.Config{
 		Methods: slices.Concat(plugin.Constants(network.LocalScope), d.Methods(), leases.Methods()),
 		Log:     log, Observe: meter.ObserveCall,
@@ -211,7 +216,7 @@ func assemble(
 	if err != nil {
 		return nil, err
 	}
-	parts = append(append(parts, served...), at.filter.parts()...)
+	parts = append(append(append(parts, served...), at.filter.parts()...), asked...)
 	if docker != nil {
 		services := swarm.New(swarm.Config{Store: s, Mirror: mirror, Docker: docker, Log: log})
 		called := names.New(names.Config{
@@ -227,6 +232,7 @@ func assemble(
 
 // docker is what parts of the daemon ask the engine.
 type docker interface {
+	Alive(ctx context.Context) error
 	driver.Docker
 	swarm.Docker
 	names.Docker

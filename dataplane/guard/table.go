@@ -35,13 +35,9 @@ type Table struct {
 // Open returns the table of the network namespace that the descriptor ns is of, and finds out whether the kernel can have
 // it. ns must stay open.
 func Open(ns int) (*Table, error) {
-	t := &Table{ns: ns, ports: map[uint32]bool{}}
-	var err error
-	if t.reader, err = netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: ns}); err != nil {
-		return nil, fmt.Errorf("open a netlink socket for nftables: %w", err)
-	}
-	if err := t.connect(); err != nil {
-		return nil, errors.Join(err, t.reader.Close())
+	t, err := Look(ns)
+	if err != nil {
+		return nil, err
 	}
 	err = t.try(true)
 	if errors.Is(err, unix.ENOENT) {
@@ -50,6 +46,19 @@ func Open(ns int) (*Table, error) {
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: it needs nf_tables for the bridge family, Linux 5.11: %w", ErrUnsupported, err), t.Close())
+	}
+	return t, nil
+}
+
+// Look returns the table of a network namespace for reading what it has counted: nothing is tried or made.
+func Look(ns int) (*Table, error) {
+	t := &Table{ns: ns, ports: map[uint32]bool{}}
+	var err error
+	if t.reader, err = netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: ns}); err != nil {
+		return nil, fmt.Errorf("open a netlink socket for nftables: %w", err)
+	}
+	if err := t.connect(); err != nil {
+		return nil, errors.Join(err, t.reader.Close())
 	}
 	return t, nil
 }

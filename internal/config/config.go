@@ -50,6 +50,8 @@ type Config struct {
 	EncryptedPort, ESPInUDP uint16
 	// Parents are this node's names for its interfaces: what --opt parent says → interface or subnet.
 	Parents map[string]string
+	// PeerPort is where nodes ask each other for traces; 0 means that they do not.
+	PeerPort uint16
 	// DockerHost is the URL of the Docker engine; empty means that it is not asked.
 	DockerHost string
 }

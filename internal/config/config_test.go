@@ -41,7 +41,7 @@ func TestOneHostNeedsNoSetting(t *testing.T) {
 	want := Config{
 		Node: host, Cluster: "default", DataDir: "/var/lib/netdriver", SocketDir: "/run/docker/plugins",
 		RunDir:   "/run/netdriver",
-		LogLevel: slog.LevelInfo, LogFormat: "text", VXLANPort: 4789, EncryptedPort: 4790, DockerHost: "unix:///var/run/docker.sock",
+		LogLevel: slog.LevelInfo, LogFormat: "text", VXLANPort: 4789, EncryptedPort: 4790, PeerPort: 4792, DockerHost: "unix:///var/run/docker.sock",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
@@ -99,6 +99,7 @@ func TestEverySettingHasAFlagAVariableAndAKey(t *testing.T) {
 	}
 	values := map[string]string{
 		"underlay": "eth0", "node": "n1", "cluster": "lab", "vxlan-port": "4790", "encrypted-port": "4795", "esp-in-udp": "4500", "parents": "lan=eth1,dmz=192.0.2.0/24",
+		"peer-port":  "4798",
 		"store":      "https://192.0.2.1:2379",
 		"store-ca":   pem,
 		"store-cert": pem, "store-key": pem, "data-dir": "/d", "socket-dir": "/s", "run-dir": "/r",
@@ -110,7 +111,7 @@ func TestEverySettingHasAFlagAVariableAndAKey(t *testing.T) {
 		Underlay: "eth0", Node: "n1", Cluster: "lab", Store: []string{"https://192.0.2.1:2379"}, StoreCA: pem, StoreCert: pem,
 		StoreKey: pem, DataDir: "/d", SocketDir: "/s", RunDir: "/r", Metrics: ":9100", LogLevel: slog.LevelDebug,
 		LogFormat: "json",
-		VXLANPort: 4790, EncryptedPort: 4795, ESPInUDP: 4500, DockerHost: "tcp://h:1",
+		VXLANPort: 4790, EncryptedPort: 4795, ESPInUDP: 4500, PeerPort: 4798, DockerHost: "tcp://h:1",
 	}
 	var args, environ, lines []string
 	for _, s := range table() {

@@ -178,6 +178,17 @@ func localSettings() []setting {
 			set:     func(c *Config, v string) error { c.RunDir = v; return absolute(v) },
 		},
 		{
+			name: "peer-port", fallback: "4792",
+			help:    "TCP port at which nodes of a cluster ask each other for traces, with mutual TLS; the same on all of them, 0 means never",
+			allowed: "0..65535",
+			set: func(c *Config, v string) (err error) {
+				if c.PeerPort = 0; v != "0" {
+					c.PeerPort, err = port(v)
+				}
+				return err
+			},
+		},
+		{
 			name: "docker-host", fallback: "unix:///var/run/docker.sock",
 			help:    "the Docker engine, asked which networks and containers still exist; empty means it is not asked",
 			allowed: "unix:///PATH, tcp://HOST:PORT or nothing",

@@ -43,6 +43,17 @@ func (c *Client) Health(ctx context.Context) (diag.Health, error) {
 	return get[diag.Health](ctx, c, "/v1/health")
 }
 
+// Check returns what is found on this node; an empty peer means all of them.
+func (c *Client) Check(ctx context.Context, peer string) (diag.CheckReport, error) {
+	return get[diag.CheckReport](ctx, c, "/v1/check?"+url.Values{"peer": {peer}}.Encode())
+}
+
+// Trace returns the way from one endpoint to another.
+func (c *Client) Trace(ctx context.Context, a diag.Ask) (diag.Trace, error) {
+	q := url.Values{"from": {a.Source}, "to": {a.Destination}, "network": {a.Network}}
+	return get[diag.Trace](ctx, c, "/v1/trace?"+q.Encode())
+}
+
 // Change asks the daemon to change something, and reads its answer into answer. A question of type io.Reader is sent as it
 // is.
 func (c *Client) Change(ctx context.Context, path string, question, answer any) error {

@@ -4,6 +4,8 @@
 //	GET /v1/networks/NAME    diag.NetworkReport; 404 for an unknown one
 //	GET /v1/nodes            diag.NodesReport
 //	GET /v1/health           diag.Health
+//	GET /v1/check            diag.CheckReport; peer=NODE probes only that one
+//	GET /v1/trace            diag.Trace; from=, to= and network= say of what
 //	POST /v1/cluster/VERB    what package cluster does
 //
 // An error is {"error": "text"} with a status of 4xx or 5xx.

@@ -57,6 +57,20 @@ func (reporter) Nodes(context.Context) (diag.NodesReport, error) {
 	return diag.NodesReport{Schema: diag.Schema, Nodes: []diag.Node{{Name: "node1"}}}, nil
 }
 
+func (reporter) Check(_ context.Context, peer string) (diag.CheckReport, error) {
+	return diag.CheckReport{Schema: diag.CheckSchema, Node: "node1", Verdict: diag.Degraded, Findings: []diag.Finding{
+		{Check: "peers", Severity: diag.Degraded, Place: peer, Cause: "c", Evidence: []string{"e"}, Remedy: "r"},
+	}, Checks: []diag.CheckRow{{Name: "peers", Looks: "frames", Verdict: diag.Degraded}}}, nil
+}
+
+func (reporter) Trace(_ context.Context, a diag.Ask) (diag.Trace, error) {
+	if a.Source == "" {
+		return diag.Trace{}, diag.ErrNoSource
+	}
+	return diag.Trace{Schema: diag.TraceSchema, Verdict: diag.Failed, Network: a.Network, Source: diag.Party{Name: a.Source},
+		Destination: diag.Party{Name: a.Destination}}, nil
+}
+
 func (reporter) Health(context.Context) diag.Health {
 	return diag.Health{Schema: diag.Schema, Node: "node1"}
 }

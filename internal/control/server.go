@@ -32,6 +32,8 @@ type Reporter interface {
 	Networks(ctx context.Context) (diag.NetworksReport, error)
 	Nodes(ctx context.Context) (diag.NodesReport, error)
 	Health(ctx context.Context) diag.Health
+	Check(ctx context.Context, peer string) (diag.CheckReport, error)
+	Trace(ctx context.Context, a diag.Ask) (diag.Trace, error)
 }
 
 // Server answers on the local socket.
@@ -53,11 +55,19 @@ func NewServer(r Reporter, log *slog.Logger) *Server {
 	})
 	handle(s, "/v1/nodes", func(ctx context.Context, _ *http.Request) (diag.NodesReport, error) { return r.Nodes(ctx) })
 	handle(s, "/v1/health", func(ctx context.Context, _ *http.Request) (diag.Health, error) { return r.Health(ctx), nil })
+	handle(s, "/v1/check", func(ctx context.Context, req *http.Request) (diag.CheckReport, error) {
+		return r.Check(ctx, req.FormValue("peer"))
+	})
+	handle(s, "/v1/trace", func(ctx context.Context, req *http.Request) (diag.Trace, error) {
+		return r.Trace(ctx, diag.Ask{
+			Source: req.FormValue("from"), Destination: req.FormValue("to"), Network: req.FormValue("network"),
+		})
+	})
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
 		s.write(
 			w,
 			http.StatusNotFound,
-			failure{fmt.Sprintf("no report %s: there are GET /v1/networks, /v1/networks/NAME, /v1/nodes, /v1/health",
+			failure{fmt.Sprintf("no report %s: there are GET /v1/networks, /v1/networks/NAME, /v1/nodes, /v1/health, /v1/check, /v1/trace",
 				req.URL.Path)},
 		)
 	})
@@ -83,7 +93,7 @@ func handle[R any](s *Server, path string, report func(context.Context, *http.Re
 
 func status(err error) int {
 	switch {
-	case errors.Is(err, diag.ErrNoNetwork):
+	case errors.Is(err, diag.ErrNoNetwork), errors.Is(err, diag.ErrNoSource):
 		return http.StatusNotFound
 	case errors.Is(err, store.ErrUnavailable):
 		return http.StatusServiceUnavailable

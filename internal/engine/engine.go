@@ -49,5 +49,13 @@ func (e *Engine) Endpoints(ctx context.Context, dockerID string) (ids []string, 
 	return ids, true, nil
 }
 
+// Alive asks the engine for a sign of life.
+func (e *Engine) Alive(ctx context.Context) error {
+	if _, err := e.api.Ping(ctx); err != nil {
+		return fmt.Errorf("ask Docker for a sign of life: %w", err)
+	}
+	return nil
+}
+
 // Close ends the connection.
 func (e *Engine) Close() error { return e.api.Close() }

@@ -1,0 +1,329 @@
+package diag
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/vxlan"
+)
+
+// judge turns what was seen into a trace's hops and findings. It is pure.
+func (p *path) judge(t *Trace) {
+	t.Forward, t.Back = p.hops(false), p.hops(true)
+	t.Seconds, t.PathMTU = p.roundTrip(), p.largest()
+	t.Sent = 2 * p.sent(small, small)
+	t.Arrived = p.arrived(false, small, small) + p.arrived(true, small, small)
+	alive := t.Arrived > 0 && len(p.came(false)) > 0 && len(p.came(true)) > 0
+	found := p.faulty(alive)
+	for _, back := range []bool{false, true} {
+		found = append(found, p.losses(back, t)...)
+	}
+	found = append(found, p.mute(false)...)
+	found = append(found, p.mute(true)...)
+	found = append(found, p.unheard(alive)...)
+	t.Findings = append(t.Findings, unique(found)...)
+}
+
+// faulty are what the nodes found wrong at their places. What does not stop traffic is not a failure.
+func (p *path) faulty(alive bool) []Finding {
+	var out []Finding
+	for _, node := range slices.Sorted(maps.Keys(p.said)) {
+		for _, f := range p.said[node].Faults {
+			severity := Failed
+			if alive || f.Harmless {
+				severity = Degraded
+			}
+			out = append(out, finding("path", severity, node+" "+f.Place, f.Remedy, "%s", f.Cause))
+		}
+	}
+	return out
+}
+
+// mute says why a container does not answer what has come to its interface.
+func (p *path) mute(back bool) []Finding {
+	steps := p.steps(back)
+	last := steps[len(steps)-1]
+	if p.from.host() || len(p.seen(last, back)) == 0 {
+		return nil
+	}
+	for _, x := range p.said[last.node].Sightings {
+		if x.Place == last.place && x.Out && x.Reply && (x.Sequence >= backFirst) == back {
+			return nil
+		}
+	}
+	t := p.said[last.node]
+	if slices.ContainsFunc(t.Notes, func(f Fault) bool { return f.Place == last.place }) ||
+		slices.ContainsFunc(t.Faults, func(f Fault) bool { return f.Place == last.place && !f.Harmless }) {
+		return nil // it is not to answer, or is told already
+	}
+	_, id, _ := strings.Cut(last.place, " ")
+	where := "container " + short(id)
+	f := finding("container", Degraded, last.node+" "+where, "look at the packet filter and the settings in the container's namespace",
+		"the probes arrive at the interface in %s on %s, and its kernel does not answer them", where, last.node)
+	for _, d := range t.Dropped {
+		if d.Where == where {
+			f.Severity = Failed
+			f.Cause = fmt.Sprintf("the packet filter in the container on %s drops what arrives: rule %s", last.node, d.Rule)
+			f.Remedy = "remove that rule in the container's network namespace, if it is not meant so"
+			f = f.because("it dropped %d packets while the probes were sent", d.Packets)
+		}
+	}
+	for _, m := range t.Moved {
+		if space, name, _ := strings.Cut(m.Name, ": "); space == where {
+			f = f.because("%s counted %d: %s", name, m.By, m.Meaning)
+			if cause, remedy, ok := named(name, "the container on "+last.node); ok && f.Severity == Degraded {
+				f.Severity, f.Cause, f.Remedy = Failed, cause, remedy
+			}
+		}
+	}
+	return []Finding{f}
+}
+
+// unheard are the nodes that could not be asked.
+func (p *path) unheard(alive bool) []Finding {
+	var out []Finding
+	for _, node := range slices.Sorted(maps.Keys(p.errs)) {
+		if _, asked := p.said[node]; asked {
+			continue
+		}
+		n := p.records[node]
+		place := fmt.Sprintf("%s (%s)", node, n.VTEP)
+		down := p.cluster.err == nil && p.cluster.alive[node] != n.ID
+		switch {
+		case down && alive:
+			out = append(out, finding("peer daemon", Degraded, place, "start it there: `netdriver run`, and see its log",
+				"the daemon of %s does not run; its containers are reached all the same", node).because("%v", p.errs[node]))
+		case down:
+			out = append(out, finding("peer", Failed, place, "start the host, or its `netdriver run`; then trace again",
+				"%s is not connected to the store, its daemon does not answer, and nothing comes back from its containers: the host is down or cut off", node).
+				because("%v", p.errs[node]))
+		case errors.Is(p.errs[node], unix.ECONNREFUSED):
+			out = append(out, finding("peer daemon", Degraded, place, "start it there: `netdriver run`, and see its log; all nodes need the same peer-port",
+				"the daemon of %s does not answer: its part of the path is not seen", node).because("%v", p.errs[node]))
+		case !alive:
+			out = append(out, finding("peer daemon", Unknown, place, "trace from there, too; open the daemons' TCP port (setting peer-port) between nodes",
+				"%s cannot be asked: its part of the path is not seen", node).because("%v", p.errs[node]))
+		}
+	}
+	return out
+}
+
+// losses say where the probes of a direction are lost.
+func (p *path) losses(back bool, t *Trace) []Finding {
+	hops := t.Forward
+	if back {
+		hops = t.Back
+	}
+	arrived := p.arrived(back, small, small)
+	switch sent := p.sent(small, small); {
+	case len(p.came(back)) == 0:
+		return p.lost(back, hops, func(h Hop) bool { return h.State == HopPassed }, Failed, "every packet")
+	case p.largestOf(back) < p.mtu:
+		limit := p.largestOf(back)
+		return p.lost(back, hops, func(h Hop) bool { return h.Largest >= p.mtu }, Degraded, fmt.Sprintf("packets larger than %d bytes", limit))
+	case arrived*100 < sent*lossy:
+		return p.lost(back, hops, func(h Hop) bool { return h.Seen*100 >= sent*lossy }, Degraded,
+			fmt.Sprintf("%d of %d packets", sent-arrived, sent))
+	}
+	return nil
+}
+
+// lossy is the percentage of probes that have to arrive.
+const lossy = 90
+
+// lost finds the segment in which something is lost and its cause; passed says whether it was seen at a hop. A direction
+// that cannot be seen because nothing was sent into it is not judged.
+func (p *path) lost(back bool, hops []Hop, passed func(Hop) bool, severity Verdict, what string) []Finding {
+	last := -1
+	for i, h := range hops {
+		if passed(h) {
+			last = i
+		}
+	}
+	if last == len(hops)-1 {
+		return nil
+	}
+	if last < 0 {
+		// Nothing was sent: a fault says why, or nobody could, or what should be answered did not arrive.
+		return nil
+	}
+	next := last + 1
+	for next < len(hops)-1 && hops[next].State == HopUnknown {
+		next++
+	}
+	a, b := hops[last], hops[next]
+	if hops[next].State == HopUnknown && p.answered(back) {
+		return nil
+	}
+	if p.explained(a, b) {
+		return nil
+	}
+	f := p.segment(a, b, what, severity)
+	if hops[next].State == HopUnknown {
+		f = f.because("the devices of %s behind it could not be looked at", b.Node)
+	}
+	return []Finding{f}
+}
+
+// answered says whether something has come back from the end of a direction.
+func (p *path) answered(back bool) bool { return len(p.came(back)) > 0 }
+
+// explained says whether a node found something wrong between two hops, which is told already.
+func (p *path) explained(a, b Hop) bool {
+	for node, t := range p.said {
+		for _, f := range t.Faults {
+			if f.Harmless || node != a.Node && node != b.Node {
+				continue
+			}
+			if f.Place == a.Place && node == a.Node || f.Place == b.Place && node == b.Node || p.inside(f.Place, a, b) ||
+				behind(f.Place, a) && node == a.Node || behind(f.Place, b) && node == b.Node {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// behind says whether a place is the container of a port: a veth without the other end carries nothing.
+func behind(place string, h Hop) bool {
+	id, isPort := strings.CutPrefix(h.Place, placePort+" ")
+	return isPort && place == at(placeContainer, id)
+}
+
+// inside says whether the bridge or the underlay's host is between two hops.
+func (p *path) inside(place string, a, b Hop) bool {
+	ours := func(h Hop) bool { return h.Place == placeVXLAN || strings.HasPrefix(h.Place, placePort) }
+	return place == placeBridge && ours(a) && ours(b) ||
+		place == placeVXLAN && ours(a) && !(strings.HasPrefix(a.Place, placePort) && strings.HasPrefix(b.Place, placePort)) ||
+		place == placeUnderlay && (a.Place == placeVXLAN || b.Place == placeVXLAN) && a.Place != b.Place
+}
+
+// segment says what is lost between two hops, and why if counters or rules tell.
+func (p *path) segment(a, b Hop, what string, severity Verdict) Finding {
+	place := fmt.Sprintf("%s: between %s and %s", a.Node, describe(a), describe(b))
+	if a.Node != b.Node {
+		place = fmt.Sprintf("between %s (%s) and %s (%s)", a.Node, describe(a), b.Node, describe(b))
+	}
+	cause, remedy := p.generic(a, b, what)
+	f := finding("path", severity, place, remedy, "%s", cause)
+	for _, node := range slices.Compact([]string{a.Node, b.Node}) {
+		for _, d := range p.said[node].Dropped {
+			if !relevant(d.Where, a, b) {
+				continue
+			}
+			who := "the packet filter of " + node
+			if d.Where != "host" {
+				who = fmt.Sprintf("the packet filter in %s of %s", spaceName(d.Where), node)
+			}
+			if strings.HasPrefix(d.Rule, "policy: ") {
+				f.Check = "policy"
+				f.Cause = fmt.Sprintf("%s: dropped by %s", d.Rule, who)
+				f.Remedy = "this is as the network was made: change the container or the network's options if it should be allowed"
+			} else {
+				f.Cause = fmt.Sprintf("%s drops %s between %s and %s: rule %s", who, what, describe(a), describe(b), d.Rule)
+				f.Remedy = "remove that rule, or accept the packets before it"
+			}
+			f = f.because("it dropped %d packets while the probes were sent", d.Packets)
+		}
+		for _, m := range p.said[node].Moved {
+			if where, name, _ := strings.Cut(m.Name, ": "); relevant(where, a, b) {
+				f = f.because("%s: %s counted %d: %s", node, name, m.By, m.Meaning)
+				if c, r, ok := named(name, node); ok && f.Cause == cause {
+					f.Cause, f.Remedy = c, r
+				}
+			}
+		}
+	}
+	return f
+}
+
+// named is the cause that a counter of the host names by itself.
+func named(counter, node string) (cause, remedy string, ok bool) {
+	switch {
+	case counter == "IPReversePathFilter":
+		return node + " drops packets by rp_filter: their source is not reached through the device they came in by",
+			"set net.ipv4.conf.*.rp_filter to 2 (loose) or 0 on " + node, true
+	case strings.HasPrefix(counter, "Xfrm"):
+		return fmt.Sprintf("IPsec of %s refuses the packets (%s): the two nodes' keys or policies do not fit", node, counter),
+			"the daemons exchange new keys within a minute; see `netdriver inspect` and their logs", true
+	}
+	return "", "", false
+}
+
+func spaceName(where string) string {
+	if where == "netdriver" {
+		return "netdriver's namespace"
+	}
+	return where
+}
+
+// relevant says whether what a namespace dropped can be what was lost between two hops.
+func relevant(where string, a, b Hop) bool {
+	host := func(h Hop) bool { return h.Place == placeUnderlay }
+	switch {
+	case where == "host":
+		return host(a) || host(b)
+	case where == "netdriver":
+		return !host(a) && !host(b)
+	}
+	return strings.HasPrefix(a.Place, placeContainer) || strings.HasPrefix(b.Place, placeContainer)
+}
+
+func describe(h Hop) string {
+	kind, _, _ := strings.Cut(h.Place, " ")
+	if h.Device == "" {
+		return "its " + kind
+	}
+	return kind + " " + h.Device
+}
+
+// generic is what is known of a loss from its place alone.
+func (p *path) generic(a, b Hop, what string) (cause, remedy string) {
+	wire := fmt.Sprintf("UDP port %d", p.network.Port)
+	if p.network.Encrypted {
+		wire = "ESP (IP protocol 50), or its UDP port"
+	}
+	big := strings.HasPrefix(what, "packets larger")
+	need := p.mtu + vxlan.Overhead(p.records[a.Node].VTEP)
+	switch {
+	case a.Place == placeUnderlay && b.Place == placeUnderlay && big || big && a.Node != b.Node:
+		return fmt.Sprintf("%s leave %s and do not arrive at %s: the underlay between them carries less than the %d bytes that this network's packets need",
+				what, a.Node, b.Node, need),
+			fmt.Sprintf("raise the MTU of the underlay to %d all the way, or make the network with --opt mtu=%d", need, p.largest())
+	case a.Node != b.Node || a.Place == placeUnderlay && b.Place == placeUnderlay:
+		return fmt.Sprintf("%s leaves %s for %s and does not arrive: something between the hosts drops %s, or %s is down",
+				what, a.Node, b.Node, wire, b.Node),
+			fmt.Sprintf("open %s from %s to %s in firewalls and security groups; look at the cable or switch", wire, a.Node, b.Node)
+	case a.Place == placeVXLAN && b.Place == placeUnderlay:
+		return fmt.Sprintf("%s is lost in %s's own network stack before it leaves: an output filter, a missing route, a full queue", what, a.Node),
+			fmt.Sprintf("look at `nft list ruleset`, `ip route get` and `tc -s qdisc` on %s", a.Node)
+	case a.Place == placeUnderlay && b.Place == placeVXLAN:
+		return fmt.Sprintf("%s arrives at %s and its kernel does not hand it to the network's VXLAN device: an input filter, rp_filter, or another VNI or port", what, a.Node),
+			fmt.Sprintf("open %s in the packet filter of %s; `netdriver diff` there shows whether the device is as it has to be", wire, a.Node)
+	case strings.HasPrefix(b.Place, placeContainer):
+		return fmt.Sprintf("%s is lost between the host's side and the container's side of the container's interface on %s", what, a.Node),
+			"restart the container"
+	case strings.HasPrefix(a.Place, placeContainer):
+		return fmt.Sprintf("%s is lost between the container and its port on %s: a queue or filter on the container's interface", what, a.Node),
+			"look at `tc -s qdisc` in the container's namespace"
+	}
+	return fmt.Sprintf("%s is lost in the network's bridge on %s, between %s and %s", what, a.Node, describe(a), describe(b)),
+		fmt.Sprintf("`netdriver diff %s --fix` on %s repairs the bridge; a filter in netdriver's namespace would show in `nft list ruleset` there",
+			p.network.Name, a.Node)
+}
+
+// unique leaves out findings that say the same of one place.
+func unique(all []Finding) []Finding {
+	var out []Finding
+	for _, f := range all {
+		if !slices.ContainsFunc(out, func(o Finding) bool { return o.Place == f.Place && o.Cause == f.Cause }) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
