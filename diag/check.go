@@ -59,7 +59,7 @@ type examiner struct {
 	space *host.Space // the host's
 	ours  *host.Space // nil if there is none
 	links []host.Link
-	mine  []network // networks that this node is a member of
+	mine  []network // overlays that this node is a member of
 	peer  string    // only this one is probed; empty: all
 }
 
@@ -110,7 +110,7 @@ func (d *Diagnosis) Check(ctx context.Context, peer string) (CheckReport, error)
 		return CheckReport{}, err
 	}
 	for _, nw := range e.c.networks {
-		if slices.Contains(members(nw.Network), d.src.Node.Name) {
+		if nw.Mode == store.ModeOverlay && slices.Contains(members(nw.Network), d.src.Node.Name) {
 			e.mine = append(e.mine, nw)
 		}
 	}

@@ -109,6 +109,10 @@ func (d *Diagnosis) Trace(ctx context.Context, a Ask) (Trace, error) {
 			"check that the store runs and can be reached from here", "the store cannot be asked: %v; this is what the node knew last", c.err))
 	}
 	switch {
+	case way.network.Mode != store.ModeOverlay && (way.service != nil || way.target != nil):
+		t.Findings = append(t.Findings, finding("path", Unknown, "network "+way.network.Name,
+			fmt.Sprintf("`netdriver inspect %s` judges it; beyond the host it is your own network", way.network.Name),
+			"network %s is of mode %s: its packets do not pass netdriver's devices, and are not followed", way.network.Name, way.network.Mode))
 	case way.service != nil:
 		d.traceService(ctx, c, way, &t)
 	case way.target == nil:
