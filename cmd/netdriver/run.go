@@ -21,12 +21,14 @@ import (
 	"github.com/netdriver/netdriver/internal/config"
 	"github.com/netdriver/netdriver/internal/control"
 	"github.com/netdriver/netdriver/internal/engine"
+	"github.com/netdriver/netdriver/internal/keying"
 	"github.com/netdriver/netdriver/internal/metrics"
 	"github.com/netdriver/netdriver/internal/names"
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/internal/swarm"
 	"github.com/netdriver/netdriver/internal/underlay"
 	"github.com/netdriver/netdriver/ipam"
+	"github.com/netdriver/netdriver/ipsec"
 	"github.com/netdriver/netdriver/store"
 )
 
@@ -78,6 +80,12 @@ func serveOnce(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer truth.close(log)
+	identity, err := openIdentity(cfg, truth.state, &node)
+	if err != nil {
+		return err
+	}
+	encrypts := openXFRM(log)
+	defer encrypts.Close()
 	booted := !dataplane.Exists(cfg.RunDir)
 	kernel, err := dataplane.OpenLinux(dataplane.LinuxConfig{RunDir: cfg.RunDir, Log: log})
 	if err != nil {
@@ -91,7 +99,7 @@ func serveOnce(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	defer host.Close()
 	filter := openFilter(ctx, log)
 	defer filter.close()
-	parts, err := assemble(cfg, site{node, under.Device, booted, filter}, truth, kernels{kernel, host}, log)
+	parts, err := assemble(cfg, site{node, under.Device, booted, filter, encrypts, identity}, truth, kernels{kernel, host}, log)
 	if err != nil {
 		return err
 	}
@@ -144,6 +152,9 @@ type site struct {
 	// booted: the host has booted since a daemon last ran here.
 	booted bool
 	filter hostFilter
+	// ipsec is the kernel's, identity what this node signs with.
+	ipsec    ipsec.Kernel
+	identity keying.Identity
 }
 
 // kernels are what the data planes change.
@@ -159,7 +170,10 @@ func assemble(
 	s, node := truth.client, at.node
 	mirror := store.NewMirror(s, log)
 	plane, hostPlane := dataplane.NewPlane(kernel.overlays, log), lan.NewPlane(kernel.host, log)
-	meter := metrics.New(metrics.Sources{Store: s, Mirror: mirror, Plane: plane, Node: node.Name, Version: node.Version})
+	keeper := keys(s, at, plane, log)
+	meter := metrics.New(metrics.Sources{
+		Store: s, Mirror: mirror, Plane: plane, Encryption: keeper, Node: node.Name, Version: node.Version,
+	})
 	var d *driver.Driver
 	leases := ipam.New(ipam.Config{
 		Store: s, Node: node.Name, Routes: ipam.HostRoutes, Connected: ipam.HostSubnets, Log: log, Now: time.Now,
@@ -171,7 +185,7 @@ func assemble(
 	}
 	d = driver.New(driver.Config{
 		Store: s, Mirror: mirror, Plane: plane, Node: node, Underlay: at.device, Booted: at.booted, Port: cfg.VXLANPort, Docker: docker,
-		EncryptedPort: cfg.EncryptedPort, Leases: leases, Filter: at.filter.forDriver(),
+		EncryptedPort: cfg.EncryptedPort, Encryption: keeper, Leases: leases, Filter: at.filter.forDriver(),
 		LAN: hostPlane, Parents: cfg.Parents, Routes: ipam.HostRoutes,
 		Log: log, Observe: meter.ObserveReconciliation,
 	})
@@ -179,7 +193,7 @@ func assemble(
 		DataDir: cfg.DataDir, Node: node, Client: truth.client, State: truth.state, External: external(cfg), Log: log,
 	})
 	sources := diag.Sources{Store: s, Mirror: mirror, Plane: plane, LAN: hostPlane, Driver: d, Node: node,
-		Filter: at.filter.forDiag(), Unfiltered: at.filter.lack}
+		Filter: at.filter.forDiag(), Unfiltered: at.filter.lack, Encryption: keeper}
 	asked := sight(&sources, cfg, truth, docker, log)
 	diagnosis := diag.New(sources)
 	doors := plugin.New(plugin.Config{
@@ -197,6 +211,7 @@ func assemble(
 		{"data plane", plane.Run},
 		{"ipam", leases.Run},
 		{"host's networks", hostPlane.Run},
+		{"keys", keeper.Run},
 		{"driver", d.Run},
 		{"local socket", func(ctx context.Context) error {
 			local := control.NewServer(diagnosis, log)

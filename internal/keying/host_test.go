@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -32,8 +33,10 @@ type host struct {
 	id     Identity
 	life   *life
 	// keys are those of all SAs that the kernel was ever given.
-	keys   sync.Map
-	inUse  bool
+	keys  sync.Map
+	inUse bool
+	// ports are open for ESP-in-UDP.
+	ports  sync.Map
 	keying *Keying
 	stop   func()
 }
@@ -138,6 +141,10 @@ func (s hostStore) Watch(ctx context.Context, prefix string) <-chan store.Batch 
 	}()
 	return out
 }
+
+type closer func()
+
+func (c closer) Close() error { c(); return nil }
 
 // fakeFilter is a packet filter in memory.
 type fakeFilter struct {
@@ -266,7 +273,12 @@ func (l *lab) network(name string, rekey time.Duration, members ...*host) {
 func (h *host) start(at int) {
 	h.life = newLife(at)
 	log := slog.New(slog.NewTextHandler(h.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	h.ports.Clear()
 	h.keying = New(Config{
+		Encap: func(port uint16) (io.Closer, error) {
+			h.ports.Store(port, true)
+			return closer(func() { h.ports.Delete(port) }), nil
+		},
 		Store: hostStore{h.mem, h.life}, Kernel: h.kernel, Filter: h.filter, Identity: h.id, Node: h.node,
 		InUse: func(context.Context, uint16) (bool, error) { return h.inUse, nil }, Log: log.With("node", h.node.Name),
 	})
@@ -283,6 +295,12 @@ func (h *host) start(at int) {
 		<-done
 		h.stop = func() {}
 	}
+}
+
+// open are the ports that are open for ESP-in-UDP.
+func (h *host) open() (ports []uint16) {
+	h.ports.Range(func(port, _ any) bool { ports = append(ports, port.(uint16)); return true })
+	return ports
 }
 
 // state is what the host's kernel has, with the keys.

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -64,6 +65,8 @@ type Config struct {
 	Node store.Node
 	// InUse says whether a network's device of ours uses a UDP port.
 	InUse func(ctx context.Context, port uint16) (bool, error)
+	// Encap opens a UDP port for ESP; OpenEncap is the real one.
+	Encap func(port uint16) (io.Closer, error)
 	// Preferred are the ciphers in the order in which this CPU prefers them; ipsec.Preferred() if nil.
 	Preferred []ipsec.Cipher
 	Log       *slog.Logger
@@ -84,6 +87,9 @@ type Keying struct {
 	last    outlook
 	machine *ipsec.Machine
 	taken   map[uint32]bool
+	// prepared: it was found out, or tried, what the kernel can.
+	prepared bool
+	encaps   encaps
 
 	// kernel is held while the kernel is looked at or changed; it guards what follows.
 	kernel sync.Mutex
@@ -119,7 +125,7 @@ func New(cfg Config) *Keying {
 	}
 	k := &Keying{
 		cfg: cfg, log: cfg.Log, began: time.Now(), wake: make(chan struct{}, 1), doubt: true,
-		taken: map[uint32]bool{}, said: map[string]string{},
+		taken: map[uint32]bool{}, encaps: encaps{cfg.Encap, map[uint16]io.Closer{}}, said: map[string]string{},
 		decoder: decoder{node: cfg.Node, identity: cfg.Identity},
 	}
 	prefixes := []string{
@@ -152,6 +158,7 @@ func (k *Keying) Run(ctx context.Context) error {
 func (k *Keying) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	defer func() { k.tell("encap", "cannot close", k.encaps.want(nil)) }()
 	for {
 		select {
 		case <-ctx.Done():

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -140,6 +141,37 @@ func TestWhatOthersFlushIsBackWithinASecond(t *testing.T) {
 			}
 			// Nothing waits for the repair to be sent in clear: the filter drops it, or the policies do.
 			l.watch(30*time.Second, nothing)
+		}
+	})
+}
+
+// One node behind a firewall that lets only UDP pass: its peers use its port, and it theirs, while others speak plain ESP.
+func TestESPInUDPIsReceivedByBothOfAPair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, 2, time.Hour)
+		behind := l.add(2)
+		behind.node.Encap = 4500
+		l.put(store.Put(store.NodeKey(behind.node.Name), store.Encode(behind.node)))
+		l.network("web", time.Hour, l.hosts...)
+		behind.start(-1)
+		l.connected(5 * time.Second)
+		for _, h := range l.hosts {
+			if ports := h.open(); !slices.Equal(ports, []uint16{4500}) {
+				t.Errorf("%s: open ports %v", h.node.Name, ports)
+			}
+			for _, s := range h.state().SAs {
+				udp := s.Src == behind.node.VTEP || s.Dst == behind.node.VTEP
+				if want := (ipsec.Encap{Src: 4500, Dst: 4500}); udp != (s.Encap == want) {
+					t.Errorf("%s: %s", h.node.Name, s)
+				}
+			}
+		}
+		l.network("web", time.Hour, l.hosts[:2]...)
+		time.Sleep(time.Minute)
+		for _, h := range l.hosts {
+			if ports := h.open(); len(ports) != 0 {
+				t.Errorf("%s: ports %v stay open", h.node.Name, ports)
+			}
 		}
 	})
 }

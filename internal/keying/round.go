@@ -39,7 +39,11 @@ func (k *Keying) round(ctx context.Context) {
 	}
 	k.last = now
 	if len(now.networks) == 0 {
+		if now.anywhere {
+			k.prepare(ctx)
+		}
 		k.machine = nil
+		k.tell("encap", "cannot close", k.encaps.want(nil))
 		k.retract(ctx, now)
 		k.tell("locks", "cannot remove the locks of encrypted networks", k.unlock(ctx))
 		k.note(now, nil)
@@ -51,7 +55,7 @@ func (k *Keying) round(ctx context.Context) {
 	} else {
 		err = errors.Join(err, k.relock(ctx, now.port))
 	}
-	err = errors.Join(err, k.cfg.Filter.Problem())
+	err = errors.Join(err, k.cfg.Filter.Problem(), k.encaps.want(now.encapPorts(k.cfg.Node.Encap)))
 	k.tell("keys", "encryption is not as wanted", err)
 	k.note(now, err)
 }
@@ -106,6 +110,22 @@ func (k *Keying) confirm(ctx context.Context) bool {
 	}
 	n, err := store.Decode[store.Node](kv)
 	return err == nil && n.ID == k.cfg.Node.ID
+}
+
+// prepare finds out what the kernel can, which loads its modules, before Docker asks for this node's first encrypted network
+// and waits: that may take seconds on a slow host.
+func (k *Keying) prepare(ctx context.Context) {
+	if k.prepared {
+		return
+	}
+	k.prepared = true
+	k.kernel.Lock()
+	defer k.kernel.Unlock()
+	if have, err := k.able(ctx); err != nil {
+		k.log.Info("this node cannot be in encrypted networks", "reason", err)
+	} else {
+		k.log.Info("this node can be in encrypted networks", "ciphers", have)
+	}
 }
 
 // ready makes the machine, or tells it what is new.

@@ -25,6 +25,8 @@ type demand struct {
 type outlook struct {
 	// known: the store knows this node as it is. If not, nothing is changed on it.
 	known bool
+	// anywhere: the cluster has an encrypted network.
+	anywhere bool
 	// published: the store has an offer of this node.
 	published bool
 	demand
@@ -67,6 +69,7 @@ func (d *decoder) decode(records map[string]store.KV) outlook {
 			}
 		case strings.HasPrefix(key, store.NetworkPrefix):
 			if nw, err := store.Decode[store.Network](kv); err == nil && nw.Encrypted {
+				o.anywhere = true
 				o.demand.add(nw, d.node.Name)
 			}
 		}

@@ -1,0 +1,401 @@
+//go:build e2e && virtual
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/test/e2e/lab"
+)
+
+// encrypted is a swarm of one namespace node, which leads it and has the cluster's store, and three virtual nodes, with a
+// task of one service on each of these in an encrypted network, and one more in a plain one.
+type encrypted struct {
+	*swarm
+	nodes []*lab.Node // those with tasks
+	// tasks are the containers by node, addrs their addresses in the network.
+	tasks map[*lab.Node]string
+	addrs map[*lab.Node]string
+}
+
+const secretNet, clearNet = "secret", "clear"
+
+// newEncrypted makes it. The nodes are in a cluster of `netdriver cluster`, so their certificates vouch for their keys.
+func newEncrypted(t *testing.T) *encrypted {
+	t.Helper()
+	kernels := map[int]lab.Kernel{2: {}, 3: {}, 4: {}}
+	daemons := func(s *swarm, ctx context.Context) error {
+		for _, n := range s.Nodes {
+			if err := n.StartDaemon(ctx, lab.DaemonConfig{Args: []string{"--log-level", "debug"}}); err != nil {
+				return err
+			}
+		}
+		if _, err := s.Nodes[0].Exec(ctx, "netdriver", "cluster", "init", "--members", "1"); err != nil {
+			return err
+		}
+		members(s.t, s.Nodes[0], 1)
+		token, err := s.Nodes[0].Exec(ctx, "netdriver", "cluster", "token")
+		if err != nil {
+			return err
+		}
+		for _, n := range s.Nodes[1:] {
+			if _, err := n.Exec(ctx, "netdriver", "cluster", "join", strings.TrimSpace(token)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	s := makeSwarm(t, managedDriver, lab.Config{Nodes: 4, Kernels: kernels}, daemons)
+	e := &encrypted{swarm: s, nodes: s.Nodes[1:], tasks: map[*lab.Node]string{}, addrs: map[*lab.Node]string{}}
+	s.network(clearNet, "10.150.2.0/24")
+	s.network(secretNet, "10.150.1.0/24", "--opt", "encrypted", "--opt", "rekey=20s")
+	s.service(s.Nodes[0], "web", secretNet, len(e.nodes), "--constraint", "node.hostname!=n1", "--replicas-max-per-node", "1",
+		"--network", clearNet)
+	for _, n := range e.nodes {
+		e.tasks[n] = strings.Fields(docker(t, n, "ps", "--quiet", "--filter", "name=web"))[0]
+		e.addrs[n] = docker(t, n, "inspect", "--format", "{{.NetworkSettings.Networks."+secretNet+".IPAddress}}", e.tasks[n])
+	}
+	return e
+}
+
+// A wire is a capture of all that crosses the switch between the nodes.
+type wire struct {
+	t    *testing.T
+	file string
+	cmd  *exec.Cmd
+	on   *lab.Node
+}
+
+func (e *encrypted) capture(name string) *wire {
+	e.t.Helper()
+	w := &wire{t: e.t, file: filepath.Join(e.Dir, name+".pcap"), on: e.Outside}
+	w.cmd = e.Outside.Command(e.t.Context(), "tcpdump", "-i", "br0", "-n", "-U", "-s", "96", "-w", w.file, "udp or ip proto 50")
+	if err := w.cmd.Start(); err != nil {
+		e.t.Fatal(err)
+	}
+	eventually(e.t, 20*time.Second, func() error { return e.Outside.Command(e.t.Context(), "test", "-s", w.file).Run() })
+	return w
+}
+
+// stop ends the capture and returns how many packets each filter finds in it.
+func (w *wire) stop(filters ...string) (counts []int) {
+	w.t.Helper()
+	time.Sleep(300 * time.Millisecond) // for what is on its way
+	_ = w.cmd.Process.Signal(unix.SIGTERM)
+	_ = w.cmd.Wait() // by the signal
+	for _, f := range filters {
+		out := run(w.t, w.on, "sh", "-c", `tcpdump -n -r "$0" "$1" 2>/dev/null | wc -l`, w.file, f)
+		n, err := strconv.Atoi(out)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		counts = append(counts, n)
+	}
+	return counts
+}
+
+const (
+	inESP     = "ip proto 50"
+	inClear   = "udp port 4790"
+	plainPort = "udp port 4789"
+)
+
+// pingAll waits until each task reaches each other one.
+func (e *encrypted) pingAll() {
+	e.t.Helper()
+	for _, from := range e.nodes {
+		for _, to := range e.nodes {
+			if from != to {
+				e.within(30*time.Second, func() error { return ping(e.t, from, e.tasks[from], e.addrs[to]) })
+			}
+		}
+	}
+}
+
+// report is what a node's inspect says of the encrypted network.
+func (e *encrypted) report(n *lab.Node) (r diag.NetworkReport, err error) {
+	out, err := n.Exec(e.t.Context(), "sh", "-c", "netdriver inspect -o json "+secretNet+"; [ $? -lt 3 ]")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &r)
+	}
+	if err == nil && r.Encryption == nil {
+		err = fmt.Errorf("%s: the network is not shown as encrypted", n.Name)
+	}
+	return r, err
+}
+
+func TestVirtualEncryptedNetwork(t *testing.T) {
+	begin := time.Now()
+	e := newEncrypted(t)
+	t.Logf("swarm, service and networks in %s", time.Since(begin))
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"ping and proof", e.pings}, {"bulk", e.bulk}, {"virtual address", e.virtualAddress}, {"refused", e.refusal},
+		{"forged", e.forged}, {"flushed", e.flushed}, {"rekeyed", e.rekeyed}, {"killed", e.killed}, {"removed", e.removed},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			outer := e.t
+			defer func() { e.t = outer }()
+			e.t = t
+			part.run(t)
+		})
+	}
+}
+
+// pings looks at the wire while all tasks ping each other: ESP alone, and as a control the plain network in clear. The
+// product's own proof says the same.
+func (e *encrypted) pings(t *testing.T) {
+	e.pingAll()
+	w := e.capture("ping")
+	for _, from := range e.nodes {
+		for _, to := range e.nodes {
+			if from != to {
+				docker(t, from, "exec", e.tasks[from], "ping", "-c", "5", "-i", "0.2", "-W", "5", e.addrs[to])
+			}
+		}
+	}
+	if c := w.stop(inESP, inClear); c[0] < 2*5*6 || c[1] != 0 {
+		t.Errorf("%d packets of ESP, %d in clear", c[0], c[1])
+	}
+	plain := e.clearAddress(e.nodes[1])
+	w = e.capture("plain")
+	docker(t, e.nodes[0], "exec", e.tasks[e.nodes[0]], "ping", "-c", "5", "-i", "0.2", "-W", "5", plain)
+	if c := w.stop(inESP, plainPort); c[1] < 10 {
+		t.Errorf("the plain network shows %d packets in clear: the capture sees nothing", c[1])
+	}
+	for _, n := range e.nodes {
+		says(t, run(t, n, "netdriver", "prove", secretNet), "HEALTHY", "40 of 40 left as ESP, 0 in clear")
+	}
+	out, err := e.nodes[0].Exec(t.Context(), "sh", "-c", "netdriver prove "+clearNet+"; echo status $?")
+	if err != nil {
+		t.Fatal(err)
+	}
+	says(t, out, "FAILED", "0 of 40 left as ESP, 40 in clear", "status 2")
+	r, err := e.report(e.nodes[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Encryption.Pairs) != 2 || r.MTU.Derived != "1416 = 1500 underlay − 50 VXLAN − 34 ESP" {
+		t.Errorf("inspect: MTU %q, %+v", r.MTU.Derived, r.Encryption)
+	}
+	for _, p := range r.Encryption.Pairs {
+		if p.Blocked != "" || p.Cipher == "" || len(p.SAs) < 2 || p.SAs[0].Packets == 0 || p.SAs[0].Bytes == 0 {
+			t.Errorf("inspect: %+v", p)
+		}
+	}
+}
+
+// clearAddress is a task's address in the plain network.
+func (e *encrypted) clearAddress(n *lab.Node) string {
+	return docker(e.t, n, "inspect", "--format", "{{.NetworkSettings.Networks."+clearNet+".IPAddress}}", e.tasks[n])
+}
+
+// bulk sends 8 MB each way between two tasks: segments beyond the MTU, cut up by the kernel.
+func (e *encrypted) bulk(t *testing.T) {
+	a, b := e.nodes[0], e.nodes[1]
+	w := e.capture("bulk")
+	for _, way := range [][2]*lab.Node{{a, b}, {b, a}} {
+		from, to := way[0], way[1]
+		docker(t, to, "exec", "--detach", e.tasks[to], "sh", "-c", "nc -l -p 9000 | wc -c >/tmp/got")
+		begin := time.Now()
+		e.within(60*time.Second, func() error {
+			_, err := from.Docker(t.Context(), "exec", e.tasks[from], "sh", "-c", "head -c 8000000 /dev/zero | timeout 120 nc "+e.addrs[to]+" 9000")
+			return err
+		})
+		e.within(30*time.Second, func() error {
+			got, err := to.Docker(t.Context(), "exec", e.tasks[to], "cat", "/tmp/got")
+			if err == nil && strings.TrimSpace(got) != "8000000" {
+				err = fmt.Errorf("%q of 8000000 bytes arrived on %s", got, to.Name)
+			}
+			return err
+		})
+		t.Logf("8 MB from %s to %s in %s", from.Name, to.Name, time.Since(begin))
+	}
+	if c := w.stop(inESP, inClear, "ip[6:2] & 0x3fff != 0"); c[0] < 8000 || c[1] != 0 || c[2] != 0 {
+		t.Errorf("%d packets of ESP, %d in clear, %d fragments", c[0], c[1], c[2])
+	}
+}
+
+func (e *encrypted) virtualAddress(t *testing.T) {
+	w := e.capture("vip")
+	n := e.nodes[0]
+	e.reached(n, e.tasks[n], "web", len(e.nodes))
+	if c := w.stop(inESP, inClear); c[0] == 0 || c[1] != 0 {
+		t.Errorf("calls of the service: %d packets of ESP, %d in clear", c[0], c[1])
+	}
+}
+
+// refusal: the leader is a node whose kernel has no ESP. It made the network for the others, and takes no task of it.
+func (e *encrypted) refusal(t *testing.T) {
+	leader := e.Nodes[0]
+	if _, err := leader.Exec(t.Context(), "sh", "-c", "modprobe esp4 || grep -q xfrm_esp /proc/modules"); err == nil {
+		t.Log("this machine's kernel has ESP: the leader may take part")
+		return
+	}
+	says(t, refused(t, leader, "run", "--rm", "--network", secretNet, lab.Image, "true"), "cannot encrypt", secretNet, "n1")
+	says(t, refused(t, leader, "network", "create", "--driver", "custom-overlay", "--ipam-driver", "custom-overlay", "--opt", "encrypted",
+		"--subnet", "10.150.9.0/24", "mine"), "cannot encrypt", "ESP")
+	if out := run(t, leader, "netdriver", "networks"); strings.Contains(out, "10.150.9.0/24") {
+		t.Errorf("the refused network is there: %s", out)
+	}
+}
+
+// flushed: what others remove comes back, and meanwhile nothing is in clear.
+func (e *encrypted) flushed(t *testing.T) {
+	n, to := e.nodes[0], e.nodes[1]
+	for _, c := range []struct{ what, command string }{
+		{"SAs", "ip xfrm state flush"}, {"policies", "ip xfrm policy flush"},
+		{"filter", "nft flush ruleset; iptables-legacy -t mangle -F"}, {"policies and SAs", "ip xfrm policy flush; ip xfrm state flush"},
+	} {
+		w := e.capture("flush")
+		stop := e.flood(n, e.addrs[to])
+		time.Sleep(time.Second)
+		begin := time.Now()
+		run(t, n, "sh", "-c", c.command)
+		e.within(20*time.Second, func() error { return ping(t, n, e.tasks[n], e.addrs[to]) })
+		t.Logf("%s flushed: traffic again after %s", c.what, time.Since(begin))
+		time.Sleep(2 * time.Second)
+		sent, got := stop()
+		if c := w.stop(inESP, inClear); c[0] < 10 || c[1] != 0 {
+			t.Errorf("flushed: %d packets of ESP, %d in clear", c[0], c[1])
+		}
+		t.Logf("%s flushed: %d of %d pings lost", c.what, sent-got, sent)
+		e.pingAll()
+		says(t, run(t, n, "ip", "xfrm", "policy"), "dport 4790", "action block")
+	}
+}
+
+// flood pings an address ten times a second until stop, which returns how many were sent and answered.
+func (e *encrypted) flood(n *lab.Node, addr string) (stop func() (sent, received int)) {
+	e.t.Helper()
+	name := fmt.Sprintf("/tmp/flood-%d", time.Now().UnixNano())
+	docker(e.t, n, "exec", "--detach", e.tasks[n], "sh", "-c", "ping -i 0.1 -W 5 "+addr+" >"+name+" 2>&1 & echo $! >"+name+".pid; wait")
+	return func() (sent, received int) {
+		e.t.Helper()
+		docker(e.t, n, "exec", e.tasks[n], "sh", "-c", "kill -INT $(cat "+name+".pid)")
+		var out string
+		e.within(10*time.Second, func() (err error) {
+			if out, err = n.Docker(e.t.Context(), "exec", e.tasks[n], "tail", "-n", "3", name); err == nil {
+				m := regexp.MustCompile(`(\d+) packets transmitted, (\d+) packets received`).FindStringSubmatch(out)
+				if m == nil {
+					return fmt.Errorf("ping said %q", out)
+				}
+				sent, _ = strconv.Atoi(m[1])
+				received, _ = strconv.Atoi(m[2])
+			}
+			return err
+		})
+		return sent, received
+	}
+}
+
+// rekeyed: keys change again and again under a flood of pings and a stream of TCP, and none of it is lost.
+func (e *encrypted) rekeyed(t *testing.T) {
+	a, b := e.nodes[0], e.nodes[1]
+	first, err := e.report(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := e.capture("rekey")
+	stop := e.flood(a, e.addrs[b])
+	docker(t, b, "exec", "--detach", e.tasks[b], "sh", "-c", "nc -l -p 9001 | wc -c >/tmp/stream")
+	time.Sleep(time.Second)
+	const chunks = 70
+	docker(t, a, "exec", e.tasks[a], "sh", "-c", fmt.Sprintf(
+		"for i in $(seq %d); do head -c 10000 /dev/zero; sleep 1; done | timeout 200 nc %s 9001", chunks, e.addrs[b]))
+	e.within(20*time.Second, func() error {
+		got, err := b.Docker(t.Context(), "exec", e.tasks[b], "cat", "/tmp/stream")
+		if err == nil && strings.TrimSpace(got) != fmt.Sprint(chunks*10000) {
+			err = fmt.Errorf("the stream brought %q bytes of %d", got, chunks*10000)
+		}
+		return err
+	})
+	sent, received := stop()
+	last, err := e.report(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last.Encryption.Epoch < first.Encryption.Epoch+3 {
+		t.Errorf("epoch %d before and %d afterwards: no key has changed", first.Encryption.Epoch, last.Encryption.Epoch)
+	}
+	if sent < 200 || received < sent-1 { // the last one may be on its way
+		t.Errorf("%d of %d pings were answered", received, sent)
+	}
+	if c := w.stop(inESP, inClear); c[1] != 0 {
+		t.Errorf("%d packets of ESP, %d in clear", c[0], c[1])
+	}
+	for _, n := range e.nodes {
+		r, err := e.report(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range r.Encryption.Pairs {
+			for _, sa := range p.SAs {
+				if sa.Forged+sa.Replayed+sa.Late > 0 {
+					t.Errorf("%s: %+v", n.Name, sa)
+				}
+			}
+		}
+	}
+}
+
+// killed: a daemon that is killed takes nothing along, and goes on when it is back.
+func (e *encrypted) killed(t *testing.T) {
+	n, other := e.nodes[1], e.nodes[0]
+	w := e.capture("kill")
+	stop := e.flood(other, e.addrs[n])
+	if err := n.KillDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(5 * time.Second)
+	if err := n.StartDaemon(t.Context(), lab.DaemonConfig{Args: []string{"--log-level", "debug"}}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(25 * time.Second) // a key's life
+	sent, received := stop()
+	if received < sent-1 {
+		t.Errorf("%d of %d pings were answered", received, sent)
+	}
+	if c := w.stop(inESP, inClear); c[0] == 0 || c[1] != 0 {
+		t.Errorf("%d packets of ESP, %d in clear", c[0], c[1])
+	}
+	e.pingAll()
+	says(t, run(t, n, "netdriver", "prove", secretNet), "HEALTHY")
+}
+
+// removed: nobody shares a key with a node that was removed from the cluster.
+func (e *encrypted) removed(t *testing.T) {
+	gone, left := e.nodes[2], e.nodes[0]
+	if err := gone.KillDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	run(t, e.Nodes[0], "netdriver", "cluster", "remove", "--force", gone.Name)
+	e.within(5*time.Second, func() error {
+		for _, n := range e.nodes[:2] {
+			if out, err := n.Exec(t.Context(), "ip", "xfrm", "state"); err != nil || strings.Contains(out, gone.Addr.String()) {
+				return fmt.Errorf("%s still has SAs with it: %v", n.Name, err)
+			}
+		}
+		return nil
+	})
+	if err := ping(t, left, e.tasks[left], e.addrs[gone]); err == nil {
+		t.Error("the removed node's task is still reached")
+	}
+	if err := ping(t, left, e.tasks[left], e.addrs[e.nodes[1]]); err != nil {
+		t.Errorf("the others: %v", err)
+	}
+}
