@@ -126,7 +126,8 @@ func kind(v dataplane.Verb) string {
 		dataplane.PutBackend: "put_backend", dataplane.PutVIP: "put_vip", dataplane.Attach: "attach",
 		dataplane.DelVIP: "del_vip", dataplane.DelBackend: "del_backend", dataplane.Detach: "detach",
 		dataplane.DelFDB: "del_fdb", dataplane.DelNeighbour: "del_neighbour",
-		dataplane.DelLink: "del_link",
+		dataplane.DelLink: "del_link", dataplane.MakeGuard: "make_guard", dataplane.PutGuard: "put_guard",
+		dataplane.DelGuard: "del_guard",
 	}
 	if name, ok := names[v]; ok {
 		return name
