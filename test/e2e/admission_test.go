@@ -17,11 +17,11 @@ import (
 
 // forgery is a VXLAN packet's payload: a UDP datagram to a port that nobody listens on, which the container's kernel counts.
 type forgery struct {
-	vni              vxlan.VNI
-	fromMAC, toMAC   vxlan.MAC
-	from, to         netip.Addr
-	port             uint16
-	underlay         netip.Addr // where it is sent to
+	vni            vxlan.VNI
+	fromMAC, toMAC vxlan.MAC
+	from, to       netip.Addr
+	port           uint16
+	underlay       netip.Addr // where it is sent to
 }
 
 func (f forgery) payload() []byte {
