@@ -48,6 +48,9 @@ type Config struct {
 	Encryption Encryption
 	// Filter is the host's packet filter; nil if it has none that can be used.
 	Filter Filter
+	// Allow is the old packet filter, through which Docker drops what is forwarded: only there can it be let pass. Nil if
+	// the host does not have it.
+	Allow Filter
 	// Booted: the host has booted since a daemon last ran here. No endpoint of an earlier one can be alive.
 	Booted bool
 	// Docker is asked, outside of any call, what still lives; nil means that nothing is reclaimed by that knowledge.

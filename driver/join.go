@@ -46,12 +46,12 @@ type joined struct{ network, endpoint, sandbox string }
 // handOver sees to it that the endpoint's interface exists, and has it recorded that Docker has it from now on. Docker
 // need not wait for that record: without it, a daemon that starts anew would only make the interface of a container
 // that is gone, until Docker deletes the endpoint.
-func (d *Driver) handOver(ctx context.Context, nw store.Network, id string) error {
+func (d *Driver) handOver(ctx context.Context, nw store.Network, id, sandbox string) error {
 	e, err := d.ready(ctx, nw, id)
 	if err != nil || e.Phase == store.PhaseJoined {
 		return err
 	}
-	j := joined{network: nw.Name, endpoint: id}
+	j := joined{network: nw.Name, endpoint: id, sandbox: sandbox}
 	select {
 	case d.joins <- j:
 		return nil

@@ -57,7 +57,7 @@ type LAN interface {
 func (d *Driver) modes() map[string]mode {
 	m := map[string]mode{store.ModeOverlay: overlayMode{d}}
 	if d.cfg.LAN != nil {
-		m[store.ModeMacvlan], m[store.ModeIPvlan] = lanMode{d}, lanMode{d}
+		m[store.ModeMacvlan], m[store.ModeIPvlan], m[store.ModeBridge] = lanMode{d}, lanMode{d}, bridgeMode{d}
 	}
 	return m
 }
@@ -172,7 +172,7 @@ func (m overlayMode) remove(ctx context.Context, name string, a appliedNetwork) 
 // join hands the interface to Docker. No gateway is named, so that Docker connects the container to docker_gwbridge for
 // NAT and published ports, unless the network is internal.
 func (m overlayMode) join(ctx context.Context, nw store.Network, req *network.JoinRequest) (*network.JoinResponse, error) {
-	if err := m.d.handOver(ctx, nw, req.EndpointID); err != nil {
+	if err := m.d.handOver(ctx, nw, req.EndpointID, ""); err != nil {
 		return nil, err
 	}
 	return &network.JoinResponse{

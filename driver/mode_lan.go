@@ -185,14 +185,30 @@ func (m lanMode) join(ctx context.Context, nw store.Network, req *network.JoinRe
 		return res, nil
 	}
 	res.InterfaceName = network.InterfaceName{SrcName: lan.PortName(e.ID), DstPrefix: interfacePrefix}
-	for _, a := range m.d.gatewaysOf(nw, e) {
-		if a.Is4() {
-			res.Gateway = a.String()
-		} else {
-			res.GatewayIPv6 = a.String()
-		}
-	}
+	m.d.route(res, nw, e)
 	return res, nil
+}
+
+// route tells Docker the network's gateways.
+func (d *Driver) route(res *network.JoinResponse, nw store.Network, e store.Endpoint) {
+	d.cfg.Mirror.Read(func(r *store.Records) {
+		for _, a := range gateways(nw, r.Pools, e) {
+			if a.Is4() {
+				res.Gateway = a.String()
+			} else {
+				res.GatewayIPv6 = a.String()
+			}
+		}
+	})
+}
+
+// arrive has it announced that a container takes its interface.
+func (d *Driver) arrive(nw store.Network, e store.Endpoint) {
+	d.departed.set(e.ID, false)
+	select {
+	case d.arrivals <- arrival{nw, e}:
+	default: // the container's own first packet will tell
+	}
 }
 
 // moveIn records that Docker takes an endpoint's interface into a sandbox, and announces it when it is there.
@@ -210,17 +226,8 @@ func (d *Driver) moveIn(ctx context.Context, nw store.Network, req *network.Join
 		return e, err
 	}
 	e.Sandbox = req.SandboxKey
-	d.departed.set(e.ID, false)
-	select {
-	case d.arrivals <- arrival{nw, e}:
-	default: // the container's own first packet will tell
-	}
+	d.arrive(nw, e)
 	return e, nil
-}
-
-func (d *Driver) gatewaysOf(nw store.Network, e store.Endpoint) (out []netip.Addr) {
-	d.cfg.Mirror.Read(func(r *store.Records) { out = gateways(nw, r.Pools, e) })
-	return out
 }
 
 // arrival is an endpoint whose interface Docker is moving into its container.
@@ -354,5 +361,8 @@ func (d *Driver) sweepLAN(ctx context.Context) {
 	}
 	if err := d.cfg.LAN.Sweep(ctx, wanted, d.vlans("")); err != nil {
 		d.log.Warn("cannot remove what no record wants", "error", err)
+	}
+	if err := d.filterBridges(ctx); err != nil {
+		d.log.Warn("the packet filter is not as the bridge networks want it", "error", err)
 	}
 }

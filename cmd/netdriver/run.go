@@ -186,7 +186,8 @@ func assemble(
 	d = driver.New(driver.Config{
 		Store: s, Mirror: mirror, Plane: plane, Node: node, Underlay: at.device, Booted: at.booted, Port: cfg.VXLANPort, Docker: docker,
 		EncryptedPort: cfg.EncryptedPort, Encryption: keeper, Leases: leases, Filter: at.filter.forDriver(),
-		LAN: hostPlane, Parents: cfg.Parents, Routes: ipam.HostRoutes,
+		Allow: at.filter.forPassage(),
+		LAN:   hostPlane, Parents: cfg.Parents, Routes: ipam.HostRoutes,
 		Log: log, Observe: meter.ObserveReconciliation,
 	})
 	joined := cluster.New(cluster.Config{

@@ -159,6 +159,9 @@ func (w *iptables) extensions(r Rule) (m []string) {
 	if r.State != 0 {
 		m = append(m, "-m conntrack --ctstate "+r.State.iptables())
 	}
+	if r.Translated {
+		m = append(m, "-m conntrack --ctstate DNAT")
+	}
 	if r.IPsec != 0 {
 		dir, pol := "in", "none"
 		if r.outgoing {

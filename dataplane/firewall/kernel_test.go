@@ -101,6 +101,7 @@ func everything() Ruleset {
 				{Name: "old", In: "a", NotIn: true, Out: "b*", NotOut: true, State: StateEstablished | StateRelated, Verdict: Pass},
 				{From: prefix("198.51.100.0/25"), To: prefix("192.0.2.9/32"), NotTo: true, Verdict: Drop},
 				{From: prefix("2001:db8:1::/48"), NotFrom: true, To: prefix("2001:db8::9/128"), Verdict: Drop},
+				{In: "a", Out: "c", Translated: true, Verdict: Pass},
 			}},
 			{Hook: Output, Rules: []Rule{
 				{Name: "plain", Protocol: UDP, Port: 4790, IPsec: Plain, Verdict: Drop},

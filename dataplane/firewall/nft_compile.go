@@ -292,8 +292,17 @@ func (w *nftRule) rest(r Rule) {
 		w.compare(true, 0, 0, 0, 0)
 		w.say("ct state %s", strings.ToLower(r.State.String()))
 	}
+	if r.Translated {
+		w.add("ct", number(unix.NFTA_CT_DREG, unix.NFT_REG_1), number(unix.NFTA_CT_KEY, unix.NFT_CT_STATUS))
+		w.mask(binary.NativeEndian.AppendUint32(nil, statusDNAT)...)
+		w.compare(true, 0, 0, 0, 0)
+		w.say("ct status dnat")
+	}
 	w.transform(r)
 }
+
+// statusDNAT is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
+const statusDNAT = 1 << 5
 
 // transform asks the security path of a packet that came in, and the route of one that goes out.
 func (w *nftRule) transform(r Rule) {

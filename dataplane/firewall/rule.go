@@ -118,6 +118,8 @@ type Rule struct {
 	// Mark is compared under Mask, if that is not zero.
 	Mark, Mask uint32
 	State      State
+	// Translated: the connection's destination is another than its client asked for, as with a published port.
+	Translated bool
 
 	Verdict Verdict
 	Target  netip.AddrPort

@@ -139,7 +139,8 @@ func (n *Network) take(link netlink.Link, names map[int]string) {
 	if a.Alias == bridgeAlias(n.Name) && link.Type() == "bridge" {
 		n.Bridge = Bridge{Device: a.Name, MTU: a.MTU, Up: a.Flags&net.FlagUp != 0}
 	}
-	if endpoint, network, ok := endpointOf(a.Alias); ok && network == n.Name {
+	end := link.Type() == string(Veth) && !strings.HasPrefix(a.Name, pairPrefix) // the container's end follows the other
+	if endpoint, network, ok := endpointOf(a.Alias); ok && network == n.Name && !end {
 		n.Ports = append(n.Ports, portOf(link, endpoint, names))
 	}
 }

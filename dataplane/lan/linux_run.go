@@ -202,10 +202,23 @@ func (l *Linux) addPort(op Op) error {
 	if err := l.add(link); err != nil {
 		return err
 	}
-	if err := l.h.LinkSetAlias(link, portAlias(op.Endpoint, op.Network)); err != nil {
+	err = l.h.LinkSetAlias(link, portAlias(op.Endpoint, op.Network))
+	if op.Kind == Veth && err == nil {
+		err = l.aliasEnd(op)
+	}
+	if err != nil {
 		return errors.Join(err, l.h.LinkDel(link))
 	}
 	return nil
+}
+
+// aliasEnd marks the container's end of a pair, by which it is found in the container.
+func (l *Linux) aliasEnd(op Op) error {
+	end, err := l.h.LinkByName(op.Device)
+	if err != nil {
+		return err
+	}
+	return l.h.LinkSetAlias(end, portAlias(op.Endpoint, op.Network))
 }
 
 // add adds a device, in place of one that was left without an alias by a daemon that was killed while making it.
