@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/netdriver/netdriver/dataplane/rate"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -215,7 +216,7 @@ func (n *Network) contradicts(e Event) bool {
 		want := n.device(e.Device)
 		switch {
 		case e.Detached:
-			return want != nil && want.balanced
+			return want != nil && (want.balanced || want.limit != rate.Limit{})
 		case e.Deleted || want == nil:
 			return e.Deleted == (want != nil)
 		case e.FlagsOnly:

@@ -203,6 +203,8 @@ func (f *Fake) change(n *Network, op Op) error {
 		if !*up {
 			return unix.ENETDOWN
 		}
+	case SetRate, DelRate:
+		n.limit(op)
 	case Attach:
 		n.attach(op.Endpoint)
 	case PutFDB:

@@ -67,3 +67,12 @@ func (f *Fake) DropTable() {
 	f.setTable(false)
 	f.send(Event{Guard: true})
 }
+
+// limit limits a port that is there.
+func (n *Network) limit(op Op) {
+	for i := range n.Ports {
+		if n.Ports[i].Endpoint == op.Endpoint {
+			n.Ports[i].Limit = op.Limit
+		}
+	}
+}

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/dataplane/rate"
 	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -135,6 +136,10 @@ func TestKernelHasWhatThePlanMade(t *testing.T) {
 		newTestNet("192.0.2.1").local(2, 3).guarded().classes(map[int]uint32{2: 1, 3: 2, 4: 2}).network(),
 		with(newTestNet("192.0.2.1").local(2, 3).guarded().classes(map[int]uint32{2: 2, 3: 0, 5: 2}).network(),
 			func(n *Network) { n.Guard.Policy.Classes[1].Admits[0].Last = 6000 }),
+		with(newTestNet("192.0.2.1").local(2, 3).guarded().network(), func(n *Network) { n.Ports[0].Limit = rate.Limit{Rate: 8e6, Burst: 200000} }),
+		with(balanced(newTestNet("192.0.2.1").local(2, 3).guarded().network(), web(10, 2)), func(n *Network) {
+			n.Ports[0].Limit, n.Ports[1].Limit = rate.Limit{Rate: 16e6, Burst: 200000}, rate.Limit{Rate: 8e6, Burst: 200000}
+		}),
 		newTestNet("192.0.2.1").local(2, 3).guarded().network(),
 		with(small, func(n *Network) { n.Guard.Table = true }),
 	}

@@ -34,7 +34,9 @@ type Linux struct {
 	balancing balancers
 	balances  func() error // tries once
 	// table is nil if the kernel cannot have it, for the reason unguarded.
-	table     *guard.Table
+	table *guard.Table
+	// limits are ports by index; balancing.mu guards them.
+	limits    map[int32]limited
 	unguarded error
 
 	nextIndex   atomic.Int32 // of the device made last; see run.addLink
@@ -57,6 +59,7 @@ type LinuxConfig struct {
 func OpenLinux(cfg LinuxConfig) (*Linux, error) {
 	l := &Linux{log: cfg.Log, ours: -1, host: -1, frames: -1, eventBuffer: eventBuffer}
 	l.balancing.all = map[vxlan.VNI]*balancer{}
+	l.limits = map[int32]limited{}
 	l.balances = sync.OnceValue(l.probeBalancing)
 	// Far above what the kernel gives out by itself, and elsewhere than another daemon's.
 	l.nextIndex.Store(1<<29 + rand.Int32N(1<<29))

@@ -310,7 +310,7 @@ func (l *Linux) watchPrograms(ctx context.Context, send func(Event)) {
 			return
 		case <-tick.C:
 		}
-		for _, e := range l.detached() {
+		for _, e := range append(l.detached(), l.unlimited()...) {
 			send(e)
 		}
 	}

@@ -183,6 +183,9 @@ func (l *Linux) readNetworks(only vxlan.VNI) ([]Network, error) {
 	if err := r.readServices(); err != nil {
 		return nil, fmt.Errorf("read what is balanced: %w", err)
 	}
+	if err := r.readRates(); err != nil {
+		return nil, err
+	}
 	if err := r.readGuards(only); err != nil {
 		return nil, err
 	}

@@ -87,6 +87,8 @@ func (r *run) add(op Op) {
 		r.news = append(r.news, op)
 	case PutBackend, PutVIP, Attach, DelVIP, DelBackend, Detach:
 		err = r.balance(op)
+	case SetRate, DelRate:
+		err = r.rate(op)
 	case MakeGuard, PutGuard, DelGuard:
 		err = r.guard(op)
 	default:

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/dataplane/rate"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -20,6 +21,7 @@ const (
 	SetFlags  // set the bridge port's flags: learning off, and neighbour suppression on for the VXLAN device
 	SetMTU
 	SetUp
+	SetRate      // limit what a port's container sends and is sent
 	PutFDB       // add the entry, or change what its MAC has
 	PutNeighbour // add the entry, or change what its address has
 	Announce     // tell the containers here which MAC an address has from now on
@@ -34,6 +36,7 @@ const (
 	DelBackend // its open flows end
 	Detach
 	DelGuard
+	DelRate
 	DelLink // with all entries on the device
 )
 
@@ -62,6 +65,8 @@ type Op struct {
 	Backends string
 	// Guard is the change that the verbs of that name make.
 	Guard guard.Change
+	// Limit of SetRate.
+	Limit rate.Limit
 }
 
 // String returns the command that does the same inside our namespace, which it calls "netdriver"; "host" stands for the
@@ -91,6 +96,10 @@ func (o Op) String() string {
 		return fmt.Sprintf("ip link set %s up", o.Device)
 	case DelLink:
 		return fmt.Sprintf("ip link del %s", o.Device)
+	case SetRate:
+		return fmt.Sprintf("limit dev %s %s", o.Device, o.Limit)
+	case DelRate:
+		return fmt.Sprintf("limit dev %s none", o.Device)
 	case MakeGuard, PutGuard, DelGuard:
 		return o.Guard.String()
 	}

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/dataplane/rate"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -127,6 +128,7 @@ func (p *planner) ports() {
 type link struct {
 	mtu                    int
 	up, enslaved, balanced bool
+	limit                  rate.Limit
 }
 
 func (b Bridge) link() *link {
@@ -147,7 +149,7 @@ func (p *Port) link() *link {
 	if p == nil {
 		return nil
 	}
-	return &link{p.MTU, p.Up, p.Enslaved, p.Balanced}
+	return &link{p.MTU, p.Up, p.Enslaved, p.Balanced, p.Limit}
 }
 
 // device plans what leads from have to want; add is the operation that makes the device. Removals are reversed in the
@@ -175,6 +177,9 @@ func (p *planner) set(dev Op, have, want link) {
 		if v == SetMTU {
 			op.MTU, op.Local, op.Underlay = want.mtu, dev.Local, dev.Underlay
 		}
+		if v == SetRate {
+			op.Limit = want.limit
+		}
 		p.ops = append(p.ops, op)
 	}
 	if have.mtu != want.mtu {
@@ -183,6 +188,13 @@ func (p *planner) set(dev Op, have, want link) {
 	if want.enslaved && !have.enslaved {
 		add(SetMaster)
 		add(SetFlags)
+	}
+	switch {
+	case have.limit == want.limit:
+	case want.limit == rate.Limit{}:
+		add(DelRate)
+	default:
+		add(SetRate)
 	}
 	if want.up && !have.up {
 		add(SetUp)

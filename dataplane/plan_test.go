@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/dataplane/rate"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -170,6 +171,12 @@ func TestPlanPrintsTheCommandsAnEngineerWouldType(t *testing.T) {
 				func(n *Network) { n.Guard.Policy.Classes[1].Admits[0].Last = 6000 })},
 		{"policy-removed", newTestNet("192.0.2.1").local(1).guarded().classes(map[int]uint32{1: 1, 3: 2}).network().asRead(),
 			newTestNet("192.0.2.1").local(1).guarded().network()},
+		{"limits", with(there, func(n *Network) {
+			n.Ports[0].Limit, n.Ports[1].Limit = rate.Limit{Rate: 8e6, Burst: 200000}, rate.Limit{Rate: 8e6, Burst: 200000}
+		}),
+			with(newTestNet("192.0.2.1").local(1, 2, 6).peer("192.0.2.2", 3, 4).peer("192.0.2.3", 5).network(), func(n *Network) {
+				n.Ports[1].Limit, n.Ports[2].Limit = rate.Limit{Rate: 16e6, Burst: 200000}, rate.Limit{Rate: 16e6, Burst: 200000}
+			})},
 		{"first-service", there, balanced(full, web(10, 2, 3))},
 		{"second-service", balanced(there, web(10, 2, 3)).asRead(),
 			balanced(full, db(11, 4), web(10, 2, 3))},
@@ -258,6 +265,9 @@ func anyNetwork() *rapid.Generator[Network] {
 			}
 		}
 		n.Services = anyServices(t)
+		for i := range n.Ports {
+			n.Ports[i].Limit.Rate = rapid.SampledFrom([]uint64{0, 8e6, 16e6}).Draw(t, "rate")
+		}
 		n.Guard.Table = true // it stays, wanted or not
 		if rapid.Bool().Draw(t, "guarded") {
 			n.guarded()

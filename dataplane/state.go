@@ -9,6 +9,7 @@ import (
 	"net/netip"
 
 	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/dataplane/rate"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -88,6 +89,8 @@ type Port struct {
 	Enslaved bool
 	// Balanced: the programs that balance the network's services are on it. What is wanted follows from the services.
 	Balanced bool
+	// Limit is how fast it may send and be sent to.
+	Limit rate.Limit
 	// Adopt is set on a wanted port whose container end Docker already has: it is repaired if it is there, never made.
 	Adopt bool
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/dataplane/rate"
 	"github.com/netdriver/netdriver/store"
 )
 
@@ -52,7 +53,7 @@ func desired(
 	slices.SortFunc(local, func(a, b store.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
 	j := newJudge(nw, services)
 	for _, e := range local {
-		addLocal(&out, e)
+		addLocal(&out, e, limitOf(nw, e))
 		out.Guard.AddEndpoint(guardedPort(j, e), e.MAC, e.Addrs()...)
 	}
 	if j != nil {
@@ -84,9 +85,10 @@ func resolved(sorted []dataplane.Neighbour, endpoints map[string]store.Endpoint)
 }
 
 // addLocal adds an endpoint of this node: its port, where the bridge finds its MAC, and its addresses.
-func addLocal(out *dataplane.Network, e store.Endpoint) {
+func addLocal(out *dataplane.Network, e store.Endpoint, limit rate.Limit) {
 	out.Ports = append(out.Ports, dataplane.Port{
 		Endpoint: e.ID, MAC: e.MAC, MTU: out.Bridge.MTU, Up: true, Enslaved: true, Adopt: e.Phase == store.PhaseJoined,
+		Limit: limit,
 	})
 	out.FDB = append(out.FDB, dataplane.FDBEntry{MAC: e.MAC, Port: e.ID})
 	addNeighbours(out, e)

@@ -74,6 +74,8 @@ type Plane interface {
 	Drifted() <-chan vxlan.VNI
 	// Guards says why what containers send cannot be judged on this node.
 	Guards() error
+	// Balances says why programs cannot be put on ports on this node.
+	Balances() error
 }
 
 // Reconciliation is one pass over one network.

@@ -65,7 +65,7 @@ func (d *Driver) parseEndpoint(ctx context.Context, req *network.CreateEndpointR
 		ID: req.EndpointID, Network: nw.Name, Node: d.site.node, DockerID: req.NetworkID, IPv4: v4, IPv6: v6,
 		Phase: store.PhaseCreated, Created: d.cfg.Now(),
 	}
-	errs := []error{err4, err6, store.CheckID("endpoint", req.EndpointID), parseEndpointOptions(nw, req.Options, &e)}
+	errs := []error{err4, err6, store.CheckID("endpoint", req.EndpointID), parseEndpointOptions(nw, req.Options, &e), d.limits(e.Limit)}
 	for _, a := range e.Addrs() {
 		if _, ok := subnetOf(nw, a); !ok {
 			errs = append(errs, fmt.Errorf("address %s is in no subnet of network %s (%v)", a, nw.Name, nw.Subnets))

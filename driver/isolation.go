@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/netdriver/netdriver/dataplane/rate"
 	"github.com/netdriver/netdriver/policy"
 	"github.com/netdriver/netdriver/store"
 )
@@ -30,7 +31,7 @@ type isolation struct {
 	store.Limit
 }
 
-const burstHelp = "bytes such as 256k, 16k..64m"
+const burstHelp = "bytes such as 256k, 128k..64m"
 
 func rateHelp() string {
 	return fmt.Sprintf("bits per second such as 100mbit, %s..%s", formatRate(minRate), formatRate(maxRate))
@@ -103,11 +104,10 @@ func (i isolation) record() store.Isolation {
 }
 
 const (
-	minRate = 100_000
-	maxRate = 100_000_000_000
-	// minBurst is a full frame's worth of what the kernel segments late (GSO_MAX_SIZE of linux/netdevice.h would be 64 KB).
-	minBurst = 16 << 10
-	maxBurst = 64 << 20
+	minRate  = 100_000
+	maxRate  = 100_000_000_000
+	minBurst = rate.MinBurst
+	maxBurst = rate.MaxBurst
 )
 
 // parseRate reads bits per second as tc does: 100mbit (man 8 tc, RATES).
@@ -118,7 +118,7 @@ func parseRate(s string) (uint64, error) {
 	if err != nil || !known || n > maxRate {
 		return 0, errors.New("want a number with bit, kbit, mbit or gbit")
 	}
-	if n *= factor; n < minRate || n > maxRate {
+	if n = n * factor / 8 * 8; n < minRate || n > maxRate {
 		return 0, fmt.Errorf("%s is not within %s..%s", formatRate(n), formatRate(minRate), formatRate(maxRate))
 	}
 	return n, nil
@@ -208,14 +208,34 @@ func checkGroup(nw store.Network, name string) error {
 	return nil
 }
 
-// judges says why this node cannot be in a network, if that denies or limits anything.
-func (d *Driver) judges(nw store.Network) error {
-	if !nw.Judged() && nw.Rate == 0 {
+// limitOf is an endpoint's own limit or its network's.
+func limitOf(nw store.Network, e store.Endpoint) rate.Limit {
+	l := e.Limit
+	if l.Rate == 0 {
+		l = nw.Limit
+	}
+	if l.Rate != 0 && l.Burst == 0 {
+		l.Burst = rate.DefaultBurst(l.Rate)
+	}
+	return rate.Limit{Rate: l.Rate, Burst: l.Burst}
+}
+
+// limits says why this node cannot limit rates.
+func (d *Driver) limits(l store.Limit) error {
+	if l.Rate == 0 {
 		return nil
 	}
-	if err := d.cfg.Plane.Guards(); err != nil {
-		return fmt.Errorf("network %s has rules or a rate, and node %s cannot keep them: %w; run a kernel with nf_tables for "+
-			"bridges, or omit %s, %s and %s", nw.Name, d.site.node, err, optionIsolate, optionAllow, optionRate)
+	if err := d.cfg.Plane.Balances(); err != nil {
+		return fmt.Errorf("node %s cannot limit rates: %w; omit %s", d.site.node, err, optionRate)
 	}
 	return nil
+}
+
+// judges says why this node cannot be in a network, if that denies or limits anything.
+func (d *Driver) judges(nw store.Network) error {
+	if err := d.cfg.Plane.Guards(); err != nil && nw.Judged() {
+		return fmt.Errorf("network %s has rules, and node %s cannot keep them: %w; run a kernel with nf_tables for "+
+			"bridges, or omit %s and %s", nw.Name, d.site.node, err, optionIsolate, optionAllow)
+	}
+	return d.limits(nw.Limit)
 }

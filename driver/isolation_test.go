@@ -107,15 +107,15 @@ func TestIsolationOptionsAreTakenOrRefusedWithARemedy(t *testing.T) {
 		{"isolate", "true", ""}, {"isolate", "maybe", "true or false"},
 		{"allow", "web>db:5432/tcp", ""}, {"allow", "web", "FROM>TO"},
 		{"rate", "100mbit", ""}, {"rate", "100", "bit, kbit, mbit or gbit"}, {"rate", "1kbit", "100kbit..100gbit"},
-		{"rate", "-1mbit", "bit, kbit"}, {"burst", "256k", "burst without rate"}, {"burst", "1", "16384..67108864"},
+		{"rate", "-1mbit", "bit, kbit"}, {"burst", "256k", "burst without rate"}, {"burst", "1", "131072..67108864"},
 	} {
 		_, err := parseNetwork(request("d1", "10.10.0.0/24", c.key, c.value))
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s=%s: %v, want %q", c.key, c.value, err, c.want)
 		}
 	}
-	s, err := parseNetwork(request("d1", "10.10.0.0/24", "isolate", "1", "allow", "b>c,a>b", "rate", "5mbit", "burst", "64k"))
-	want := store.Isolation{Isolate: true, Allow: []string{"a>b", "b>c"}, Limit: store.Limit{Rate: 5e6, Burst: 65536}}
+	s, err := parseNetwork(request("d1", "10.10.0.0/24", "isolate", "1", "allow", "b>c,a>b", "rate", "5mbit", "burst", "128k"))
+	want := store.Isolation{Isolate: true, Allow: []string{"a>b", "b>c"}, Limit: store.Limit{Rate: 5e6, Burst: 131072}}
 	if diff := cmp.Diff(want, s.isolation.record()); diff != "" || err != nil {
 		t.Errorf("%v, record (-want +got):\n%s", err, diff)
 	}
@@ -137,7 +137,7 @@ func TestEndpointOptionsAreTakenOrRefusedWithARemedy(t *testing.T) {
 		{nw, "group", "a b", "1 to 32 letters"},
 		{store.Network{Name: "plain"}, "group", "db", "network plain has no rules: create it with --opt allow"},
 		{nw, "groop", "db", "the options are burst, group, rate"},
-		{nw, "burst", "64k", "burst without rate"},
+		{nw, "burst", "128k", "burst without rate"},
 	} {
 		err := parseEndpointOptions(c.nw, map[string]any{c.key: c.value}, &store.Endpoint{})
 		if err == nil || !strings.Contains(err.Error(), c.want) {

@@ -9,7 +9,13 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/netdriver/netdriver/dataplane/tc"
 )
+
+// ingress is what comes from the container, egress what goes to it. The device is the host's end.
+func ingress() tc.Place { return tc.Ingress(fromContainer, tc.Balance) }
+func egress() tc.Place  { return tc.Egress(toContainer, tc.Balance) }
 
 // Attach puts the programs on the device with that index, in the place of other versions of them.
 func (s *Set) Attach(index int) error {
@@ -17,8 +23,8 @@ func (s *Set) Attach(index int) error {
 	return errors.Join(s.attach(index, egress(), s.to), s.attach(index, ingress(), s.from))
 }
 
-func (s *Set) attach(index int, d direction, p *ebpf.Program) error {
-	present, err := s.hook.programs(index, d)
+func (s *Set) attach(index int, d tc.Place, p *ebpf.Program) error {
+	present, err := s.hook.Programs(index, d)
 	if err != nil {
 		return fmt.Errorf("list the programs: %w", err)
 	}
@@ -32,8 +38,8 @@ func (s *Set) attach(index int, d direction, p *ebpf.Program) error {
 			defer old.Close()
 		}
 	}
-	if err := s.hook.attach(index, d, p, old); err != nil {
-		return fmt.Errorf("attach program %s: %w", d.program, err)
+	if err := s.hook.Attach(index, d, p, old); err != nil {
+		return fmt.Errorf("attach program %s: %w", d.Program, err)
 	}
 	return nil
 }
@@ -49,15 +55,15 @@ func idOf(p *ebpf.Program) (ebpf.ProgramID, bool) {
 // Detach takes the programs off the device, whatever version they are.
 func (s *Set) Detach(index int) error {
 	var errs []error
-	for _, d := range []direction{ingress(), egress()} {
-		present, err := s.hook.programs(index, d)
+	for _, d := range []tc.Place{ingress(), egress()} {
+		present, err := s.hook.Programs(index, d)
 		errs = append(errs, err)
 		for _, id := range present {
 			p, err := ebpf.NewProgramFromID(id)
 			if err != nil {
 				continue // gone
 			}
-			errs = append(errs, s.hook.detach(index, d, p), p.Close())
+			errs = append(errs, s.hook.Detach(index, d, p), p.Close())
 		}
 	}
 	return errors.Join(errs...)
@@ -65,11 +71,11 @@ func (s *Set) Detach(index int) error {
 
 // Programs returns the ids of the programs with our names on the device, whatever version they are.
 func (s *Set) Programs(index int) ([]ebpf.ProgramID, error) {
-	from, err := s.hook.programs(index, ingress())
+	from, err := s.hook.Programs(index, ingress())
 	if err != nil {
 		return nil, fmt.Errorf("list the programs on the device: %w", err)
 	}
-	to, err := s.hook.programs(index, egress())
+	to, err := s.hook.Programs(index, egress())
 	if err != nil {
 		return nil, fmt.Errorf("list the programs on the device: %w", err)
 	}
@@ -78,8 +84,8 @@ func (s *Set) Programs(index int) ([]ebpf.ProgramID, error) {
 
 // Attached says whether both programs are on the device, in this version and over these maps.
 func (s *Set) Attached(index int) (bool, error) {
-	for d, want := range map[direction]*ebpf.Program{ingress(): s.from, egress(): s.to} {
-		present, err := s.hook.programs(index, d)
+	for d, want := range map[tc.Place]*ebpf.Program{ingress(): s.from, egress(): s.to} {
+		present, err := s.hook.Programs(index, d)
 		if err != nil {
 			return false, fmt.Errorf("list the programs on the device: %w", err)
 		}
@@ -118,10 +124,10 @@ func (s *Set) alike(id ebpf.ProgramID, want *ebpf.Program) bool {
 // Adopt returns a Set over the maps of the programs that a former daemon left on the device. It is nil if there are none,
 // or if their layout is not that of this version.
 func Adopt(index int) (*Set, error) {
-	h := chooseHook()
+	h := tc.Choose()
 	found := map[string]*ebpf.Map{}
-	for _, d := range []direction{ingress(), egress()} {
-		present, err := h.programs(index, d)
+	for _, d := range []tc.Place{ingress(), egress()} {
+		present, err := h.Programs(index, d)
 		if err != nil {
 			return nil, fmt.Errorf("list the programs on the device: %w", err)
 		}

@@ -16,7 +16,9 @@ import (
 	"sync"
 
 	"github.com/cilium/ebpf"
+
 	"github.com/cilium/ebpf/rlimit"
+	"github.com/netdriver/netdriver/dataplane/tc"
 )
 
 // object is bpf/balance.c compiled by `make generate`.
@@ -43,7 +45,7 @@ type Set struct {
 	from, to *ebpf.Program
 	ids      map[backendKey]uint32
 	used     map[uint32]bool // ids that no new backend gets
-	hook     hook
+	hook     tc.Hook
 }
 
 // New makes a Set that balances nothing yet.
@@ -66,7 +68,7 @@ func load(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*Set, error) {
 	}
 	s := &Set{maps: c.Maps, from: c.Programs[fromContainer], to: c.Programs[toContainer], ids: map[backendKey]uint32{},
 		used: map[uint32]bool{}}
-	s.hook = chooseHook()
+	s.hook = tc.Choose()
 	return s, nil
 }
 

@@ -1,6 +1,8 @@
 //go:build linux
 
-package balance
+// Package tc puts eBPF programs on devices, where frames come in and go out. What is attached without a link belongs to the
+// device: it stays when the daemon dies, and goes with the device. All of it works in the calling thread's network namespace.
+package tc
 
 import (
 	"errors"
@@ -12,34 +14,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// direction is one of the two places on a device, and the name of our program there.
-type direction struct {
-	program string
-	tcx     ebpf.AttachType
-	clsact  uint32
+// Place is one of the two places on a device, and the name of our program there.
+type Place struct {
+	Program string
+	// priority is the preference of the filter where there is no TCX.
+	priority uint16
+	tcx      ebpf.AttachType
+	clsact   uint32
 }
 
-// ingress is what comes from the container, egress what goes to it. The device is the host's end.
-func ingress() direction {
-	return direction{fromContainer, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS}
-}
-func egress() direction {
-	return direction{toContainer, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS}
+// The preferences of our filters. Other programs' usually begin at 1; ours need no first place, since they let everything
+// go on that they have nothing to do with.
+const (
+	Balance uint16 = 0x4e44
+	Rate    uint16 = 0x4e45
+)
+
+// Ingress is what comes in at a device, Egress what goes out there: for the host's end of a veth pair, what comes from the
+// container and what goes to it.
+func Ingress(program string, priority uint16) Place {
+	return Place{program, priority, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS}
 }
 
-// hook is how programs are put on a device. What is attached without a link belongs to the device: it stays when the
-// daemon dies, and goes with the device.
-type hook interface {
-	// programs returns the ids of the programs with our name on the device.
-	programs(index int, d direction) ([]ebpf.ProgramID, error)
-	// attach puts p there, in the place of old if there is one.
-	attach(index int, d direction, p, old *ebpf.Program) error
-	detach(index int, d direction, old *ebpf.Program) error
+func Egress(program string, priority uint16) Place {
+	return Place{program, priority, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS}
 }
 
-// chooseHook returns TCX where the kernel has it (Linux 6.6), else clsact. TCX lets several programs stand side by side
+// Hook is how programs are put on a device.
+type Hook interface {
+	// Programs returns the ids of the programs with our name on the device.
+	Programs(index int, d Place) ([]ebpf.ProgramID, error)
+	// Attach puts p there, in the place of old if there is one.
+	Attach(index int, d Place, p, old *ebpf.Program) error
+	Detach(index int, d Place, old *ebpf.Program) error
+}
+
+// Choose returns TCX where the kernel has it (Linux 6.6), else clsact. TCX lets several programs stand side by side
 // and costs less.
-func chooseHook() hook {
+func Choose() Hook {
 	const noDevice = 1<<31 - 1
 	_, err := link.QueryPrograms(link.QueryOptions{Target: noDevice, Attach: ebpf.AttachTCXIngress})
 	if errors.Is(err, unix.ENODEV) {
@@ -50,14 +62,14 @@ func chooseHook() hook {
 
 type tcx struct{}
 
-func (tcx) programs(index int, d direction) ([]ebpf.ProgramID, error) {
+func (tcx) Programs(index int, d Place) ([]ebpf.ProgramID, error) {
 	all, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: d.tcx})
 	if err != nil {
 		return nil, err
 	}
 	var ours []ebpf.ProgramID
 	for _, p := range all.Programs {
-		if named(p.ID, d.program) {
+		if named(p.ID, d.Program) {
 			ours = append(ours, p.ID)
 		}
 	}
@@ -75,7 +87,7 @@ func named(id ebpf.ProgramID, name string) bool {
 	return err == nil && i.Name == name
 }
 
-func (tcx) attach(index int, d direction, p, old *ebpf.Program) error {
+func (tcx) Attach(index int, d Place, p, old *ebpf.Program) error {
 	o := link.RawAttachProgramOptions{Target: index, Program: p, Attach: d.tcx}
 	if old != nil {
 		o.Anchor = link.ReplaceProgram(old)
@@ -83,22 +95,18 @@ func (tcx) attach(index int, d direction, p, old *ebpf.Program) error {
 	return link.RawAttachProgram(o)
 }
 
-func (tcx) detach(index int, d direction, old *ebpf.Program) error {
+func (tcx) Detach(index int, d Place, old *ebpf.Program) error {
 	return link.RawDetachProgram(link.RawDetachProgramOptions{Target: index, Program: old, Attach: d.tcx})
 }
 
 // clsact puts the programs into filters of the qdisc of that name (man 8 tc-bpf).
 type clsact struct{}
 
-// clsactPriority is the preference of our filters. Other programs' usually begin at 1; ours need no first place, since
-// they let everything go on that is not for a virtual address.
-const clsactPriority = 0x4e44
-
-func (clsact) filter(index int, d direction) *netlink.BpfFilter {
+func (clsact) filter(index int, d Place) *netlink.BpfFilter {
 	return &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: d.clsact, Handle: 1, Protocol: unix.ETH_P_ALL,
-			Priority: clsactPriority},
-		Name: d.program, DirectAction: true,
+			Priority: d.priority},
+		Name: d.Program, DirectAction: true,
 	}
 }
 
@@ -106,21 +114,21 @@ func onDevice(index int) netlink.Link {
 	return &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}
 }
 
-func (clsact) programs(index int, d direction) ([]ebpf.ProgramID, error) {
+func (clsact) Programs(index int, d Place) ([]ebpf.ProgramID, error) {
 	filters, err := netlink.FilterList(onDevice(index), d.clsact)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // which means that there is no qdisc
 		return nil, err
 	}
 	var ours []ebpf.ProgramID
 	for _, f := range filters {
-		if b, ok := f.(*netlink.BpfFilter); ok && b.Name == d.program && b.Priority == clsactPriority {
+		if b, ok := f.(*netlink.BpfFilter); ok && b.Name == d.Program && b.Priority == d.priority {
 			ours = append(ours, ebpf.ProgramID(b.Id))
 		}
 	}
 	return ours, nil
 }
 
-func (c clsact) attach(index int, d direction, p, _ *ebpf.Program) error {
+func (c clsact) Attach(index int, d Place, p, _ *ebpf.Program) error {
 	qdisc := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index,
 		Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -131,6 +139,6 @@ func (c clsact) attach(index int, d direction, p, _ *ebpf.Program) error {
 	return netlink.FilterReplace(f)
 }
 
-func (c clsact) detach(index int, d direction, _ *ebpf.Program) error {
+func (c clsact) Detach(index int, d Place, _ *ebpf.Program) error {
 	return netlink.FilterDel(c.filter(index, d))
 }
