@@ -85,6 +85,8 @@ type Machine struct {
 	epochs  []*epoch // the oldest first
 	peers   map[string]*peer
 	sas     map[SAID]*association
+	// byUse finds them by what they are for, during a Step.
+	byUse map[use]*association
 	// sends is what the kernel's outgoing policy to an address uses.
 	sends map[netip.Addr]sending
 	// used are SAs that were in the kernel once. None of them is ever made again: see Plan.

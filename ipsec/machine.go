@@ -85,6 +85,10 @@ type sending struct {
 func (m *Machine) Step(now time.Duration, v View) (State, error) {
 	m.advance(now, v.Fresh)
 	m.meet(v)
+	m.byUse = make(map[use]*association, len(m.sas))
+	for _, a := range m.sas {
+		m.byUse[a.use()] = a
+	}
 	var errs []error
 	if err := m.turn(); err != nil {
 		errs = append(errs, err)
@@ -92,6 +96,7 @@ func (m *Machine) Step(now time.Duration, v View) (State, error) {
 	for id, a := range m.sas {
 		if a.wanted = false; !a.installed {
 			delete(m.sas, id)
+			delete(m.byUse, a.use())
 		}
 	}
 	state := Blocked(m.cfg.Port)
@@ -172,21 +177,24 @@ func (m *Machine) add(p *peer, pair Pair, spi uint32, key *PrivateKey, inbound b
 	if err != nil {
 		return fmt.Errorf("encrypt between %s and %s: %w", pair.Sender.Name, pair.Receiver.Name, err)
 	}
-	m.sas[sa.ID()] = &association{
+	a := &association{
 		SA: sa, ref: SARef{pair.SenderEpoch.ID, pair.ReceiverEpoch.ID, spi}, peer: p.offer.Node.Name, inbound: inbound,
 		wanted: true,
 	}
+	m.sas[sa.ID()], m.byUse[a.use()] = a, a
 	return nil
 }
 
 // find returns the SA of a pair, nil if there is none.
-func (m *Machine) find(u use) *association {
+func (m *Machine) find(u use) *association { return m.byUse[u] }
+
+// ofPeers returns the SAs by the names of their peers.
+func (m *Machine) ofPeers() map[string][]*association {
+	out := map[string][]*association{}
 	for _, a := range m.sas {
-		if a.use() == u {
-			return a
-		}
+		out[a.peer] = append(out[a.peer], a)
 	}
-	return nil
+	return out
 }
 
 // policies returns a peer's policies and wants the SA that they send with. Incoming packets may use any SA that the
@@ -317,11 +325,12 @@ func (m *Machine) Found(have State) {
 // to anybody else should go.
 func (m *Machine) Links() []Link {
 	var out []Link
+	sas := m.ofPeers()
 	for _, name := range m.names() {
 		p := m.peers[name]
 		l := Link{From: m.self.Name, FromID: m.self.ID, To: name, ToID: p.offer.Node.ID, Sends: m.sends[p.addr()].ref}
-		for _, a := range m.sas {
-			if e := m.epoch(a.ref.Receiver); a.inbound && a.peer == name && a.installed && e != nil && !e.retired {
+		for _, a := range sas[name] {
+			if e := m.epoch(a.ref.Receiver); a.inbound && a.installed && e != nil && !e.retired {
 				l.Receives = append(l.Receives, a.ref)
 			}
 		}

@@ -21,13 +21,15 @@ type Peer struct {
 // Peers returns how things stand with each peer since the last Step, sorted by their names.
 func (m *Machine) Peers() []Peer {
 	var out []Peer
+	sas := m.ofPeers()
 	for _, name := range m.names() {
 		p := m.peers[name]
 		newest := m.newest()
 		s := Peer{Name: name, Blocked: p.blocked, Behind: newest == nil || p.link.Sends.Receiver != newest.ID}
-		for id, a := range m.sas {
+		for _, a := range sas[name] {
+			id := a.ID()
 			switch {
-			case a.peer != name || !a.installed:
+			case !a.installed:
 			case a.inbound:
 				s.Receives = append(s.Receives, id)
 			case a.ref == m.sends[p.addr()].ref:
