@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/dataplane/firewall"
 	"github.com/netdriver/netdriver/dataplane/lan"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
@@ -95,8 +97,58 @@ func (d *Driver) applySeat(ctx context.Context, seat lan.Network) error {
 	if d.cfg.LAN == nil || seat.Seat.Device == "" {
 		return nil
 	}
+	closed := d.filterSeats(ctx) // before the host has an address there
 	_, err := d.cfg.LAN.Apply(ctx, seat)
+	return errors.Join(closed, err)
+}
+
+// seatOwner is whose the rules are in the packet filter.
+const seatOwner = "seat"
+
+// filterSeats keeps this node from being a router: what comes in from a network in which it has a place is for the node
+// itself or for nobody.
+func (d *Driver) filterSeats(ctx context.Context) error {
+	if d.cfg.Filter == nil || !d.cfg.Mirror.Synced("") {
+		return nil
+	}
+	var devices []string
+	for _, nw := range d.mine() {
+		if !nw.HostAccess {
+			continue
+		}
+		id := store.HostEndpoint(d.site.node, nw.Name)
+		if nw.OnLAN() {
+			devices = append(devices, lan.PortName(id))
+		} else {
+			devices = append(devices, dataplane.ContainerEnd(id))
+		}
+	}
+	slices.Sort(devices)
+	_, err := d.cfg.Filter.Apply(ctx, seatRules(devices))
 	return err
+}
+
+// seatRules drop what would be forwarded from or to the host's own places in networks.
+func seatRules(devices []string) firewall.Ruleset {
+	rules := firewall.Ruleset{Owner: seatOwner}
+	var forward []firewall.Rule
+	for _, device := range devices {
+		forward = append(forward, firewall.Rule{Name: "routed", In: device, Verdict: firewall.Drop},
+			firewall.Rule{Name: "routed", Out: device, Verdict: firewall.Drop})
+	}
+	if len(forward) > 0 {
+		rules.Chains = []firewall.Chain{{Hook: firewall.Forward, Rules: forward}}
+	}
+	return rules
+}
+
+// accessible says why this node cannot be given a place of its own in a network.
+func (d *Driver) accessible(nw store.Network) error {
+	if nw.HostAccess && (d.cfg.Filter == nil || d.cfg.LAN == nil) {
+		return fmt.Errorf("--opt %s needs a packet filter, which keeps node %s from forwarding between networks: load nf_tables, "+
+			"or install iptables; or omit the option", optionHostAccess, d.site.node)
+	}
+	return nil
 }
 
 func (d *Driver) diffSeat(ctx context.Context, seat lan.Network) ([]string, error) {

@@ -90,6 +90,9 @@ func (m overlayMode) found(ctx context.Context, s spec, nw *store.Network) error
 		return err
 	}
 	nw.HostAccess = s.hostAccess
+	if err := d.accessible(*nw); err != nil && !s.allocation {
+		return err
+	}
 	if nw.VNI, nw.Port = s.vni, s.port; nw.Port == 0 {
 		nw.Port = d.defaultPort(*nw)
 	}
@@ -117,7 +120,7 @@ func (m overlayMode) fits(ctx context.Context, s spec, nw store.Network) error {
 	if s.allocation {
 		return nil // a manager need not have a part in it
 	}
-	return errors.Join(m.d.encrypts(ctx, nw), m.d.judges(nw))
+	return errors.Join(m.d.encrypts(ctx, nw), m.d.judges(nw), m.d.accessible(nw))
 }
 
 // unrouted refuses subnets that a route of this host overlaps. IPAM lets a subnet pass that this host is in, since it

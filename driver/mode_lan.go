@@ -66,7 +66,7 @@ func (m lanMode) carries(ctx context.Context, nw store.Network, parent lan.Paren
 	if hasIPv6(nw.Subnets) && nw.MTU < vxlan.MinMTU6 {
 		return fmt.Errorf("%w: IPv6 needs %d, not %d", vxlan.ErrMTU, vxlan.MinMTU6, nw.MTU)
 	}
-	return m.d.cfg.LAN.Supports(ctx, lan.Kind(nw.Mode))
+	return errors.Join(m.d.accessible(nw), m.d.cfg.LAN.Supports(ctx, lan.Kind(nw.Mode)))
 }
 
 // parent finds the network's parent on this node.
@@ -99,7 +99,15 @@ func (m lanMode) goal(ctx context.Context, nw store.Network) (goal, error) {
 	if parent.Down {
 		down = downError(parent)
 	}
-	return m.d.lanGoal(want, down), nil
+	g := m.d.lanGoal(want, down)
+	if apply := g.apply; nw.HostAccess {
+		g.apply = func(ctx context.Context) ([]dataplane.Op, error) {
+			closed := m.d.filterSeats(ctx) // before the host has an address there
+			ops, err := apply(ctx)
+			return ops, errors.Join(closed, err)
+		}
+	}
+	return g, nil
 }
 
 // lanGoal is a goal that is wholly the business of the host's own networks. problem is what is wrong besides.
@@ -362,7 +370,7 @@ func (d *Driver) sweepLAN(ctx context.Context) {
 	if err := d.cfg.LAN.Sweep(ctx, wanted, d.vlans("")); err != nil {
 		d.log.Warn("cannot remove what no record wants", "error", err)
 	}
-	if err := d.filterBridges(ctx); err != nil {
-		d.log.Warn("the packet filter is not as the bridge networks want it", "error", err)
+	if err := errors.Join(d.filterBridges(ctx), d.filterSeats(ctx)); err != nil {
+		d.log.Warn("the packet filter is not as the host's networks want it", "error", err)
 	}
 }
