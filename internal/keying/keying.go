@@ -74,12 +74,13 @@ type Config struct {
 
 // Keying keeps this node's keys.
 type Keying struct {
-	cfg   Config
-	log   *slog.Logger
-	began time.Time
-	wake  chan struct{}
-	book  *book
-	pub   *publisher
+	cfg     Config
+	log     *slog.Logger
+	began   time.Time
+	wake    chan struct{}
+	book    *book
+	pub     *publisher
+	ability *ability
 
 	// The loop's own.
 	decoder decoder
@@ -87,9 +88,7 @@ type Keying struct {
 	last    outlook
 	machine *ipsec.Machine
 	taken   map[uint32]bool
-	// prepared: it was found out, or tried, what the kernel can.
-	prepared bool
-	encaps   encaps
+	encaps  encaps
 
 	// kernel is held while the kernel is looked at or changed; it guards what follows.
 	kernel sync.Mutex
@@ -102,7 +101,6 @@ type Keying struct {
 	// unseen: the machine has not been told what was read last. cleanAt is when all was last found to be removed.
 	unseen    bool
 	cleanAt   time.Time
-	ciphers   []ipsec.Cipher
 	countedAt time.Time
 	// counted, filterIn and filterOut are what the kernel had counted then.
 	counted             *ipsec.Counters
@@ -134,6 +132,7 @@ func New(cfg Config) *Keying {
 	}
 	k.book = newBook(k.stir, append(prefixes, cfg.Identity.Prefixes()...)...)
 	k.pub = newPublisher(cfg, k.stir)
+	k.ability = newAbility(cfg)
 	return k
 }
 
@@ -151,6 +150,7 @@ func (k *Keying) Run(ctx context.Context) error {
 	g.Go(func() error { k.book.run(ctx, k.cfg.Store); return nil })
 	g.Go(func() error { k.pub.run(ctx); return nil })
 	g.Go(func() error { k.listen(ctx); return nil })
+	g.Go(func() error { k.ability.run(ctx, k.stir); return nil })
 	g.Go(func() error { k.loop(ctx); return nil })
 	return g.Wait()
 }
@@ -227,9 +227,7 @@ func (k *Keying) Supports(ctx context.Context, c ipsec.Cipher) error {
 	if err := k.cfg.Identity.Safe(); err != nil {
 		return err
 	}
-	k.kernel.Lock()
-	defer k.kernel.Unlock()
-	have, err := k.able(ctx)
+	have, err := k.ability.get(ctx)
 	if err != nil {
 		return err
 	}
@@ -237,25 +235,6 @@ func (k *Keying) Supports(ctx context.Context, c ipsec.Cipher) error {
 		return fmt.Errorf("this kernel has no %s, only %v: choose one of them, or load its modules", c, have)
 	}
 	return nil
-}
-
-// able returns the ciphers that can be used here, the preferred one first. The caller holds the kernel's lock.
-func (k *Keying) able(ctx context.Context) ([]ipsec.Cipher, error) {
-	if k.ciphers != nil {
-		return k.ciphers, nil
-	}
-	have, err := k.cfg.Kernel.Supports(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range k.cfg.Preferred {
-		for _, h := range have {
-			if c == h {
-				k.ciphers = append(k.ciphers, c)
-			}
-		}
-	}
-	return k.ciphers, nil
 }
 
 // Guard returns once the kernel drops whatever goes to a port in clear, in both directions: by policies, and by a filter.

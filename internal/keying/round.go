@@ -40,7 +40,7 @@ func (k *Keying) round(ctx context.Context) {
 	k.last = now
 	if len(now.networks) == 0 {
 		if now.anywhere {
-			k.prepare(ctx)
+			k.ability.prepare()
 		}
 		k.machine = nil
 		k.tell("encap", "cannot close", k.encaps.want(nil))
@@ -50,9 +50,12 @@ func (k *Keying) round(ctx context.Context) {
 		return
 	}
 	err := k.ready(ctx, now)
-	if err == nil {
+	switch {
+	case err == nil:
 		err = k.step(ctx, now)
-	} else {
+	case errors.Is(err, errTrying):
+		err = k.relock(ctx, now.port)
+	default:
 		err = errors.Join(err, k.relock(ctx, now.port))
 	}
 	err = errors.Join(err, k.cfg.Filter.Problem(), k.encaps.want(now.encapPorts(k.cfg.Node.Encap)))
@@ -112,30 +115,12 @@ func (k *Keying) confirm(ctx context.Context) bool {
 	return err == nil && n.ID == k.cfg.Node.ID
 }
 
-// prepare finds out what the kernel can, which loads its modules, before Docker asks for this node's first encrypted network
-// and waits: that may take seconds on a slow host.
-func (k *Keying) prepare(ctx context.Context) {
-	if k.prepared {
-		return
-	}
-	k.prepared = true
-	k.kernel.Lock()
-	defer k.kernel.Unlock()
-	if have, err := k.able(ctx); err != nil {
-		k.log.Info("this node cannot be in encrypted networks", "reason", err)
-	} else {
-		k.log.Info("this node can be in encrypted networks", "ciphers", have)
-	}
-}
-
 // ready makes the machine, or tells it what is new.
 func (k *Keying) ready(ctx context.Context, now outlook) error {
 	if err := k.cfg.Identity.Safe(); err != nil {
 		return err
 	}
-	k.kernel.Lock()
-	able, err := k.able(ctx)
-	k.kernel.Unlock()
+	able, err := k.ability.now()
 	if err != nil {
 		return err
 	}

@@ -68,7 +68,11 @@ func newEncrypted(t *testing.T) *encrypted {
 	}
 	for i, n := range e.nodes {
 		docker(t, n, createArgs(clearNet, "--subnet", "10.150.2.0/24")...)
-		docker(t, n, createArgs(secretNet, "--subnet", "10.150.1.0/24", "--opt", "encrypted", "--opt", "rekey=20s")...)
+		// The first one loads the kernel's modules for all ciphers, which is slow here.
+		e.within(20*time.Second, func() error {
+			_, err := n.Docker(t.Context(), createArgs(secretNet, "--subnet", "10.150.1.0/24", "--opt", "encrypted", "--opt", "rekey=20s")...)
+			return err
+		})
 		e.addrs[n] = fmt.Sprintf("10.150.1.%d", 11+i)
 		e.tasks[n] = "task"
 		docker(t, n, "create", "--name", "task", "--network", secretNet, "--ip", e.addrs[n], lab.Image, "sleep", "10000")
