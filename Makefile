@@ -57,6 +57,10 @@ virtual: build ## end-to-end tests on hosts with kernels of their own; slow (roo
 bench: build ## side by side with the layout of Docker's overlay (root)
 	go run ./test/bench
 
+.PHONY: bench-volumes
+bench-volumes: build ## backups against tar, zstd and restic; NFS through a volume against a plain mount (root)
+	go run ./test/bench -table volumes
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	@script/fuzz $(FUZZTIME)

@@ -53,6 +53,8 @@ type Config struct {
 	Tunnel []string
 	// Backup backs one volume up into another, as `netdriver volume backup` does; nil: nothing is backed up on schedule.
 	Backup func(ctx context.Context, volume, to string, keep int) error
+	// Docker is this node's engine; nil: it is not asked.
+	Docker Docker
 	Log    *slog.Logger
 	// Now is the clock, time.Now if nil.
 	Now func() time.Time
@@ -102,6 +104,8 @@ func (d *Driver) Run(ctx context.Context) error {
 	g.Go(func() error { return d.publish(ctx) })
 	g.Go(func() error { return d.reap(ctx) })
 	g.Go(func() error { return d.schedule(ctx) })
+	g.Go(func() error { return d.activate(ctx) })
+	g.Go(func() error { return d.forget(ctx) })
 	return g.Wait()
 }
 

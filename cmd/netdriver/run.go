@@ -30,6 +30,7 @@ import (
 	"github.com/netdriver/netdriver/ipam"
 	"github.com/netdriver/netdriver/ipsec"
 	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/volume"
 )
 
 const (
@@ -228,7 +229,7 @@ func assemble(
 				filepath.Join(cfg.RunDir, plugin.SwarmSocket))
 		}},
 	}
-	served, err := volumes(cfg, s, meter.ObserveCall, log)
+	served, err := volumes(cfg, s, docker, meter.ObserveCall, log)
 	if err != nil {
 		return nil, err
 	}
@@ -252,6 +253,7 @@ type docker interface {
 	driver.Docker
 	swarm.Docker
 	names.Docker
+	volume.Docker
 }
 
 // openDocker returns the engine at host, or nil if it is not to be asked.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -61,6 +62,9 @@ func (a app) backUp(cmd *cobra.Command, name string, o backupOptions) (err error
 	client, err := a.volumeClient(cmd)
 	if err != nil {
 		return err
+	}
+	if o.output == volumeOutput+name {
+		return fmt.Errorf("-o %s: that is the volume itself", o.output)
 	}
 	to, err := a.backupTo(ctx, client, o)
 	if err != nil {
@@ -151,8 +155,9 @@ func (a app) makeBackup(ctx context.Context, h held, name string, to *destinatio
 		}
 		show.total = total.Bytes
 	}
+	program, _ := exec.LookPath("zstd") // without it we compress ourselves
 	return to.write(ctx, backup.Source{
-		Dir: dir, Name: name, Warn: a.warn,
+		Dir: dir, Name: name, Zstd: program, Warn: a.warn,
 		Progress: func(p backup.Progress) { show.at(p.Bytes, p.Entries) },
 	})
 }

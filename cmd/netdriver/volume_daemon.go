@@ -34,7 +34,7 @@ const volumeRetry = 10 * time.Second
 
 // volumes are the daemon's parts that serve volumes.
 func volumes(
-	cfg config.Config, s store.Store, observe func(string, error, time.Duration), log *slog.Logger,
+	cfg config.Config, s store.Store, engine volume.Docker, observe func(string, error, time.Duration), log *slog.Logger,
 ) ([]part, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -42,7 +42,7 @@ func volumes(
 	}
 	d, err := volume.New(volume.Config{
 		Store: s, Node: cfg.Node, Dir: filepath.Join(cfg.DataDir, "volumes"), Mounts: filepath.Join(cfg.RunDir, "volumes"),
-		Mounter: mount.NewProcesses(self, volumeChild), Tunnel: []string{self, volumeTunnel}, Log: log,
+		Mounter: mount.NewProcesses(self, volumeChild), Tunnel: []string{self, volumeTunnel}, Docker: engine, Log: log,
 		Backup: func(ctx context.Context, name, to string, keep int) error {
 			return scheduledBackup(ctx, self, cfg.RunDir, name, to, keep)
 		},

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/volume"
 )
 
 // stopTimeout bounds the end of one container; Docker itself gives it 10 s before it kills it.
@@ -21,12 +23,12 @@ type User struct {
 }
 
 // UsersOf returns the containers on this node that run and have the volume.
-func (e *Engine) UsersOf(ctx context.Context, volume string) ([]User, error) {
+func (e *Engine) UsersOf(ctx context.Context, name string) ([]User, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	list, err := e.api.ContainerList(ctx, container.ListOptions{Filters: filters.NewArgs(filters.Arg("volume", volume))})
+	list, err := e.api.ContainerList(ctx, container.ListOptions{Filters: filters.NewArgs(filters.Arg("volume", name))})
 	if err != nil {
-		return nil, fmt.Errorf("ask Docker who has volume %s: %w", volume, err)
+		return nil, fmt.Errorf("ask Docker who has volume %s: %w", name, err)
 	}
 	var out []User
 	for _, c := range list {
@@ -37,6 +39,40 @@ func (e *Engine) UsersOf(ctx context.Context, volume string) ([]User, error) {
 		out = append(out, u)
 	}
 	return out, nil
+}
+
+// Holders returns how many containers on this node have the volume and have not ended.
+func (e *Engine) Holders(ctx context.Context, name string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	args := filters.NewArgs(filters.Arg("volume", name))
+	for _, state := range []string{container.StateCreated, container.StateRunning, container.StatePaused, container.StateRestarting,
+		container.StateRemoving} {
+		args.Add("status", state)
+	}
+	list, err := e.api.ContainerList(ctx, container.ListOptions{All: true, Filters: args})
+	if err != nil {
+		return 0, fmt.Errorf("ask Docker who has volume %s: %w", name, err)
+	}
+	return len(list), nil
+}
+
+// Activate makes sure that Docker knows a volume plugin that has a socket in its plugin directory: listing volumes makes it
+// look there (moby, volume/drivers/extpoint.go, GetAllDrivers).
+func (e *Engine) Activate(ctx context.Context, plugin string) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	info, err := e.api.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("ask Docker for its plugins: %w", err)
+	}
+	if slices.Contains(info.Plugins.Volume, plugin) {
+		return nil
+	}
+	if _, err := e.api.VolumeList(ctx, volume.ListOptions{}); err != nil {
+		return fmt.Errorf("have Docker look for volume plugins: %w", err)
+	}
+	return nil
 }
 
 // Suspend pauses containers, or stops them, and returns how to undo that. Those that are paused stay so. After an error what

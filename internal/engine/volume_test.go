@@ -17,12 +17,25 @@ type containers struct {
 	state map[string]string
 	// stuck cannot be paused or stopped.
 	stuck string
+	// query is what containers of any state were asked for with; asked are other questions; plugins is what is answered.
+	query, plugins string
+	asked          []string
 }
 
 func (c *containers) serve(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	path := regexp.MustCompile(`^/v1\.[0-9]+`).ReplaceAllString(r.URL.Path, "")
+	if path == "/containers/json" && r.URL.Query().Get("all") == "1" {
+		c.query = r.URL.Query().Get("filters")
+		fmt.Fprint(w, `[{"Id":"a","State":"created"}]`)
+		return
+	}
+	if path == "/info" || path == "/volumes" {
+		c.asked = append(c.asked, path)
+		fmt.Fprintf(w, `{"Plugins":{"Volume":%s}}`, c.plugins)
+		return
+	}
 	if path == "/containers/json" && strings.Contains(r.URL.Query().Get("filters"), `"volume":{"data":true}`) {
 		fmt.Fprintf(w, `[{"Id":"a","Names":["/one"],"State":%q},{"Id":"b","Names":["/two"],"State":%q}]`, c.state["a"], c.state["b"])
 		return
@@ -79,5 +92,36 @@ func TestAContainerThatWasPausedBeforeStaysPaused(t *testing.T) {
 	}
 	if diff := gocmp.Diff(map[string]string{"a": "paused", "b": "running"}, c.state); err != nil || diff != "" {
 		t.Errorf("error %v (-want +got):\n%s", err, diff)
+	}
+}
+
+func TestWhoHasAVolumeIncludesContainersThatAreAboutToRun(t *testing.T) {
+	c := &containers{}
+	e := open(t, c.serve)
+	n, err := e.Holders(t.Context(), "data")
+	if err != nil || n != 1 {
+		t.Errorf("%d holders, error %v", n, err)
+	}
+	for _, want := range []string{`"data":true`, `"created":true`, `"running":true`, `"paused":true`, `"restarting":true`} {
+		if !strings.Contains(c.query, want) {
+			t.Errorf("the question lacks %s: %s", want, c.query)
+		}
+	}
+	if strings.Contains(c.query, "exited") {
+		t.Errorf("containers that have ended are asked for: %s", c.query)
+	}
+}
+
+func TestDockerLooksForAVolumePluginOnlyIfItDoesNotKnowIt(t *testing.T) {
+	for plugins, want := range map[string][]string{
+		`["custom-volume","local"]`: {"/info"}, `["local"]`: {"/info", "/volumes"},
+	} {
+		c := &containers{plugins: plugins}
+		if err := open(t, c.serve).Activate(t.Context(), "custom-volume"); err != nil {
+			t.Fatal(err)
+		}
+		if diff := gocmp.Diff(want, c.asked); diff != "" {
+			t.Errorf("knows %s (-want +got):\n%s", plugins, diff)
+		}
 	}
 }

@@ -44,7 +44,7 @@ func allowed() map[string][]string {
 		"volume/backup":     {},
 		"volume/backend":    {"volume/mount", "volume/option", "volume/tunnel"},
 		"volume/tunnel":     {},
-		"volume":            {"internal/local", "internal/plugin", "volume/backend", "volume/mount", "volume/option"},
+		"volume":            {"internal/engine", "internal/local", "internal/plugin", "volume/backend", "volume/mount", "volume/option"},
 		"ipsec":             {},
 		"policy":            {},
 		"ipam":              {"internal/plugin"},

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,6 +28,11 @@ import (
 type benchmark struct {
 	name string
 	run  func(context.Context, *bench) ([]Result, error)
+}
+
+// tables are the benchmarks of each table in the document.
+func tables() map[string][]benchmark {
+	return map[string][]benchmark{"": benchmarks(), "volumes": volumeBenchmarks()}
 }
 
 func benchmarks() []benchmark {
@@ -63,6 +69,7 @@ type options struct {
 	json   bool
 	binary string
 	doc    string
+	table  string
 }
 
 func main() {
@@ -73,10 +80,15 @@ func main() {
 	flag.BoolVar(&o.json, "json", false, "print the results as JSON on the standard output, all else on the other")
 	flag.StringVar(&o.binary, "binary", "bin/netdriver", "the netdriver program, built by make build")
 	flag.StringVar(&o.doc, "doc", "docs/benchmarks.md", "the document for -write")
+	flag.StringVar(&o.table, "table", "", "which table of benchmarks: volumes, or empty for networks")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	if err := start(ctx, o); err != nil {
+	run := func() error { return start(ctx, o) }
+	if step := os.Getenv(backupStep); step != "" {
+		run = func() error { return doStep(ctx, strings.Split(step, "\n")) }
+	}
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		stop()
 		os.Exit(1)
@@ -130,7 +142,7 @@ func measure(ctx context.Context, o options) (err error) {
 			err = os.RemoveAll(b.dir)
 		}
 	}()
-	results, err := runAll(ctx, b, chosen)
+	results, err := runAll(ctx, b, o.table, chosen)
 	if o.json {
 		return errors.Join(err, json.NewEncoder(os.Stdout).Encode(results))
 	}
@@ -139,14 +151,14 @@ func measure(ctx context.Context, o options) (err error) {
 	if err != nil || !o.write {
 		return err
 	}
-	return write(o.doc, table)
+	return write(o.doc, o.table, table)
 }
 
 // runAll runs the benchmarks whose names match. One that fails does not keep the others from being run.
-func runAll(ctx context.Context, b *bench, chosen *regexp.Regexp) ([]Result, error) {
+func runAll(ctx context.Context, b *bench, table string, chosen *regexp.Regexp) ([]Result, error) {
 	var results []Result
 	var errs []error
-	for _, m := range benchmarks() {
+	for _, m := range tables()[table] {
 		if !chosen.MatchString(m.name) || ctx.Err() != nil {
 			continue
 		}
@@ -174,12 +186,12 @@ func runAll(ctx context.Context, b *bench, chosen *regexp.Regexp) ([]Result, err
 }
 
 // write puts the table into the document.
-func write(name, table string) error {
+func write(name, which, table string) error {
 	old, err := os.ReadFile(name)
 	if err != nil {
 		return err
 	}
-	document, err := splice(old, table)
+	document, err := splice(old, which, table)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}

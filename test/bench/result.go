@@ -99,18 +99,21 @@ func markdown(results []Result) string {
 	return b.String()
 }
 
-// The table in the document stands between these lines.
-const (
-	tableBegins = "<!-- bench: begin -->"
-	tableEnds   = "<!-- bench: end -->"
-)
-
-// splice puts the table between the two marks of a document and returns the document.
-func splice(document []byte, table string) ([]byte, error) {
-	head, rest, found := bytes.Cut(document, []byte(tableBegins))
-	_, tail, ends := bytes.Cut(rest, []byte(tableEnds))
-	if !found || !ends {
-		return nil, errors.New("the document needs a line " + tableBegins + " and after it a line " + tableEnds)
+// marks are the lines between which a table stands in the document.
+func marks(table string) (begin, end string) {
+	if table != "" {
+		table += " "
 	}
-	return bytes.Join([][]byte{head, []byte(tableBegins + "\n" + table + tableEnds), tail}, nil), nil
+	return "<!-- bench: " + table + "begin -->", "<!-- bench: " + table + "end -->"
+}
+
+// splice puts a table between its marks in a document and returns the document.
+func splice(document []byte, which, table string) ([]byte, error) {
+	begin, end := marks(which)
+	head, rest, found := bytes.Cut(document, []byte(begin))
+	_, tail, ends := bytes.Cut(rest, []byte(end))
+	if !found || !ends {
+		return nil, errors.New("the document needs a line " + begin + " and after it a line " + end)
+	}
+	return bytes.Join([][]byte{head, []byte(begin + "\n" + table + end), tail}, nil), nil
 }

@@ -39,21 +39,23 @@ func TestMarginIsNeverRoundedIntoTheTarget(t *testing.T) {
 }
 
 func TestSpliceReplacesOnlyTheTable(t *testing.T) {
+	tableBegins, tableEnds := marks("volumes")
 	document := "# Title\n\n" + tableBegins + "\nold\n" + tableEnds + "\n\nmore\n"
-	got, err := splice([]byte(document), "new\n")
+	got, err := splice([]byte(document), "volumes", "new\n")
 	want := "# Title\n\n" + tableBegins + "\nnew\n" + tableEnds + "\n\nmore\n"
 	if diff := cmp.Diff(want, string(got)); diff != "" || err != nil {
 		t.Fatalf("%v, document differs (-want +got):\n%s", err, diff)
 	}
-	again, err := splice(got, "new\n")
+	again, err := splice(got, "volumes", "new\n")
 	if diff := cmp.Diff(want, string(again)); diff != "" || err != nil {
 		t.Fatalf("%v, writing twice differs (-want +got):\n%s", err, diff)
 	}
 }
 
 func TestSpliceRefusesADocumentWithoutMarks(t *testing.T) {
-	for _, document := range []string{"", tableBegins, tableEnds + tableBegins} {
-		if _, err := splice([]byte(document), "new\n"); err == nil {
+	begins, ends := marks("")
+	for _, document := range []string{"", begins, ends + begins} {
+		if _, err := splice([]byte(document), "volumes", "new\n"); err == nil {
 			t.Errorf("no error for %q", document)
 		}
 	}

@@ -41,6 +41,9 @@ type Source struct {
 	Now  func() time.Time
 	// Base is an earlier backup, whose files are not read again as long as they have not changed; nil for a full one.
 	Base *Base
+	// Zstd is a zstd program that compresses, since it takes two thirds of the time that the compressor in Go takes. Empty:
+	// that one does it.
+	Zstd string
 	// Warn is told what is left out or changed while it was read; Progress what was read so far. Both may be nil.
 	Warn     func(string)
 	Progress func(Progress)
@@ -92,6 +95,9 @@ func Create(ctx context.Context, src Source, out io.Writer) (Summary, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.plan(ctx) })
 	packers := runtime.GOMAXPROCS(0)
+	if src.Zstd != "" {
+		packers = 0
+	}
 	for range readers {
 		g.Go(func() error { return c.read(ctx) })
 	}
@@ -232,11 +238,16 @@ func (c *creator) write(ctx context.Context, out io.Writer) (Summary, error) {
 	}
 	defer l.close()
 	counted := &counter{Writer: out}
+	packed, end, err := c.packer(ctx, counted)
+	if err != nil {
+		return Summary{}, err
+	}
+	defer end()
 	s := Summary{Format: format, Volume: c.Name, Created: c.created}
 	used := map[int]bool{}
 	for b := range c.order {
-		if err := c.putBatch(ctx, b, counted); err != nil {
-			return s, err
+		if err := c.putBatch(ctx, b, packed); err != nil {
+			return s, errors.Join(err, end())
 		}
 		_, sumsErr := l.sums.Write(b.sums)
 		_, indexErr := l.index.Write(b.index)
@@ -251,6 +262,9 @@ func (c *creator) write(ctx context.Context, out io.Writer) (Summary, error) {
 	if err := ctx.Err(); err != nil { // the plan was cut short
 		return s, err
 	}
+	if err := end(); err != nil {
+		return s, err
+	}
 	s.Bases = c.Base.references(used)
 	return s, c.finish(l, &s, counted)
 }
@@ -258,13 +272,20 @@ func (c *creator) write(ctx context.Context, out io.Writer) (Summary, error) {
 // counter counts what is written.
 type counter struct {
 	io.Writer
-	n int64
+	n   int64
+	err error
 }
 
 func (c *counter) Write(b []byte) (int, error) {
 	n, err := c.Writer.Write(b)
-	c.n += int64(n)
+	c.note(int64(n), err)
 	return n, err
+}
+
+func (c *counter) note(n int64, err error) {
+	if c.n += n; err != nil {
+		c.err = err
+	}
 }
 
 // putBatch writes what a reader has read, as it comes.
@@ -281,6 +302,9 @@ func (c *creator) putBatch(ctx context.Context, b *batch, out io.Writer) error {
 				return ctx.Err()
 			}
 			if _, err := out.Write(k.packed); err != nil {
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
 				return fmt.Errorf("write the archive: %w", err)
 			}
 			c.reuse(k.packed)
@@ -342,7 +366,13 @@ func (r *reader) flush() error {
 		return nil
 	}
 	k := &chunk{raw: r.buf, done: make(chan struct{})}
-	for _, to := range []chan *chunk{r.compress, r.batch.chunks} {
+	to := []chan *chunk{r.compress, r.batch.chunks}
+	if r.Zstd != "" {
+		k.packed = k.raw
+		close(k.done)
+		to = to[1:]
+	}
+	for _, to := range to {
 		select {
 		case to <- k:
 		case <-r.ctx.Done():

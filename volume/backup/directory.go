@@ -25,6 +25,9 @@ const stamp = "20060102T150405Z"
 // stamped is the end of such a name, after the volume's.
 var stamped = regexp.MustCompile(`^-[0-9]{8}T[0-9]{6}Z` + regexp.QuoteMeta(Suffix) + `$`)
 
+// unfinished is what a file is called that has not got its name yet (renameio, TempFile).
+var unfinished = regexp.MustCompile(`^\..+-[0-9]{8}T[0-9]{6}Z` + regexp.QuoteMeta(Suffix) + `[0-9]+$`)
+
 // maxBases is on how many archives one may build. The next backup is a full one then: with each more, one more file has to be
 // whole for a restore.
 const maxBases = 30
@@ -48,10 +51,33 @@ func OpenDirectory(path string) (*Directory, error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = ErrBusy
 	}
-	if err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EBADF) {
+	d := &Directory{path, f}
+	switch {
+	case errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.ENOSYS): // a file system without locks
+		return d, nil
+	case err == nil:
+		err = d.sweep()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("directory %s: %w", path, err), f.Close())
 	}
-	return &Directory{path, f}, nil
+	return d, nil
+}
+
+// sweep removes what backups that were killed have left. Nobody else is at work, as long as the lock is held.
+func (d *Directory) sweep() error {
+	files, err := os.ReadDir(d.path)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if unfinished.MatchString(f.Name()) {
+			if err := os.Remove(filepath.Join(d.path, f.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Close lets others in.

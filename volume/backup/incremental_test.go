@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
@@ -191,6 +193,33 @@ func TestPathsAreComparedInTheOrderOfAWalk(t *testing.T) {
 			t.Errorf("order(%q, %q) = %d, want %d", a, b, got, want)
 		}
 	})
+}
+
+func TestTheZstdProgramMakesAnArchiveLikeAnyOther(t *testing.T) {
+	from, to := disk(t), disk(t)
+	fill(t, from)
+	program, err := exec.LookPath("zstd")
+	try(t, err)
+	var out bytes.Buffer
+	src := Source{Dir: open(t, from), Name: "v", Zstd: program, Warn: func(s string) { t.Error(s) }}
+	_, err = Create(t.Context(), src, &out)
+	try(t, err)
+	_, err = Restore(t.Context(), &out, Target{Dir: open(t, to)})
+	try(t, err)
+	if diff := cmp.Diff(look(t, from), look(t, to)); diff != "" {
+		t.Errorf("(-want +got):\n%.2000s", diff)
+	}
+	src.Zstd = "/bin/false"
+	if _, err := Create(t.Context(), src, io.Discard); err == nil || !strings.Contains(err.Error(), "/bin/false") {
+		t.Errorf("a program that fails: %v", err)
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	try(t, err)
+	defer full.Close()
+	src.Zstd = program
+	if _, err := Create(t.Context(), src, full); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a full disk: %v", err)
+	}
 }
 
 func FuzzAnIndexLineIsReadAsItWasWrittenOrRefused(f *testing.F) {
