@@ -52,7 +52,7 @@ type LinuxConfig struct {
 	HostNetNS string
 	// Look: the namespace is there and is only read; nothing is made or set in it.
 	Look bool
-	Log       *slog.Logger
+	Log  *slog.Logger
 }
 
 // OpenLinux makes or finds our network namespace and opens the sockets. Needs CAP_NET_ADMIN and CAP_SYS_ADMIN.

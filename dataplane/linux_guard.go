@@ -75,20 +75,22 @@ func (r *reader) readGuards(only vxlan.VNI) error {
 
 // Drops implements Kernel.
 func (l *Linux) Drops(_ context.Context, v vxlan.VNI) ([]guard.Drops, error) {
-	if l.table == nil {
-		return nil, nil
-	}
 	ports, err := l.portsOf(v)
 	if err != nil {
 		return nil, err
 	}
-	all, err := l.table.Drops()
-	if err != nil {
-		return nil, err
+	all := map[string]guard.Drops{}
+	if l.table != nil {
+		if all, err = l.table.Drops(); err != nil {
+			return nil, err
+		}
 	}
+	slow := l.tooFast(ports)
 	var out []guard.Drops
 	for _, p := range ports {
-		if d, counted := all[p.name]; counted {
+		d, counted := all[p.name]
+		n, limited := slow[p.name]
+		if d.Port, d.TooFast = p.name, n; counted || limited {
 			out = append(out, d)
 		}
 	}

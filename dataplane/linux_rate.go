@@ -91,3 +91,23 @@ func (l *Linux) unlimited() (events []Event) {
 	}
 	return events
 }
+
+// tooFast returns how many packets the limits of ports have cost. A limit that cannot be read has none to tell.
+func (l *Linux) tooFast(ports []portDevice) map[string]uint64 {
+	out := map[string]uint64{}
+	if l.Balances() != nil {
+		return out
+	}
+	err := l.inBalancing(func() error {
+		for _, p := range ports {
+			if limit, from, to, err := rate.Read(int(p.index)); err == nil && limit != (rate.Limit{}) {
+				out[p.name] = from + to
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		l.log.Error("cannot look at the limits of ports", "error", err)
+	}
+	return out
+}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/dataplane/lan"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
@@ -52,6 +53,7 @@ type Plane interface {
 	Present(ctx context.Context) ([]dataplane.Network, error)
 	Receipts(vni vxlan.VNI) []dataplane.Receipt
 	Counts(ctx context.Context, vni vxlan.VNI) ([]balance.Count, error)
+	Drops(ctx context.Context, vni vxlan.VNI) ([]guard.Drops, error)
 }
 
 // LAN is what diag needs of that data plane; *lan.Plane is the real one.

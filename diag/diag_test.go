@@ -15,6 +15,7 @@ import (
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/balance"
 	"github.com/netdriver/netdriver/dataplane/firewall"
+	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -27,6 +28,7 @@ type fakeNode struct {
 	planErr  error
 	problems map[string]error
 	counts   []balance.Count
+	drops    []guard.Drops
 }
 
 func (f *fakeNode) Present(context.Context) ([]dataplane.Network, error) { return f.present, nil }
@@ -38,7 +40,8 @@ func (f *fakeNode) Counts(context.Context, vxlan.VNI) ([]balance.Count, error) {
 	}
 	return f.counts, nil
 }
-func (f *fakeNode) Problems() map[string]error { return f.problems }
+func (f *fakeNode) Drops(context.Context, vxlan.VNI) ([]guard.Drops, error) { return f.drops, nil }
+func (f *fakeNode) Problems() map[string]error                              { return f.problems }
 
 // testCluster is a store with a network my-net on three nodes, seen from node1.
 type testCluster struct {

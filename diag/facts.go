@@ -72,6 +72,7 @@ type facts struct {
 	services  []service
 	conflicts []store.Conflict
 	names     map[string]store.Name // of endpoints, by id
+	dropped   map[string]Drops      // at this node's ports, by device
 	sent      map[destination]Sent  // by clients here; nil if nothing was counted
 	// protected is what the members of an encrypted network say of their encryption; this node's is fresh.
 	protected  map[string]store.Protection
@@ -229,6 +230,7 @@ func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, whole bool
 	}
 	if whole {
 		f.sent = d.sent(ctx, nw, len(f.services) > 0)
+		f.dropped = d.dropped(ctx, nw)
 	}
 	if slices.Contains(members(nw.Network), f.me.Name) {
 		if d.src.Mirror.Synced(nw.Name) {

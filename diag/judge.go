@@ -23,7 +23,7 @@ func judge(f facts) NetworkReport {
 		Mode: nw.Mode, VNI: nw.VNI, Port: nw.Port, Internal: nw.Internal, Subnets: f.subnets(), MTU: f.mtuOf(), Medium: f.medium(),
 		Revision: Revision{Applied: f.statuses[f.me.Name].Applied[nw.Name], Wanted: f.wanted(), Store: f.revision},
 		Peers:    f.peers(), Endpoints: f.rows(), EndpointCount: len(f.endpoints), Data: f.data(),
-		DockerNetworks: f.network.docker(), Services: f.serviceRows(), ServiceCount: len(f.services),
+		DockerNetworks: f.network.docker(), Services: f.serviceRows(), ServiceCount: len(f.services), Isolation: f.isolation(),
 	}
 	r.Kernel = f.kernel(r.Member)
 	r.Encryption = f.encryption()
@@ -81,7 +81,7 @@ func (f facts) rows() []Endpoint {
 		row := Endpoint{
 			ID: e.ID, Container: n.Container, Host: e.Host, ContainerID: n.ContainerID, Service: n.Service, Task: n.Task,
 			Node: e.Node, Addresses: e.Addrs(), MAC: e.MAC, Phase: e.Phase, Created: e.Created,
-			SeenBy: -1, Members: len(nodes),
+			SeenBy: -1, Members: len(nodes), Group: e.Group, Rate: e.Rate, Drops: f.dropsOf(e.Endpoint),
 		}
 		if f.err == nil {
 			row.SeenBy = 0

@@ -73,7 +73,9 @@ type NetworkReport struct {
 	// Services by name; left out of the summary of all networks, which has ServiceCount only.
 	Services     []Service `json:"services,omitempty"`
 	ServiceCount int       `json:"serviceCount"`
-	Data         Data      `json:"data"`
+	// Isolation is nil if everybody reaches everybody.
+	Isolation *Isolation `json:"isolation,omitempty"`
+	Data      Data       `json:"data"`
 }
 
 // Medium is how a network uses the hosts' own.
@@ -185,6 +187,11 @@ type Endpoint struct {
 	MAC       vxlan.MAC    `json:"mac,omitzero"`
 	Phase     string       `json:"phase"`
 	Created   time.Time    `json:"created"`
+	// Group is what the network's rules call it, Rate its own in bits per second.
+	Group string `json:"group,omitempty"`
+	Rate  uint64 `json:"rate,omitempty"`
+	// Drops is nil on other nodes than its own.
+	Drops *Drops `json:"drops,omitempty"`
 	// SeenBy of Members nodes have it in their kernel; -1 if that could not be asked.
 	SeenBy  int `json:"seenBy"`
 	Members int `json:"members"`

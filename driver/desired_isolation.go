@@ -41,7 +41,8 @@ func newJudge(nw store.Network, services map[string]store.Service) *judge {
 
 const (
 	noGroup = "0" // no group has such a name, since they begin with a letter
-	// openSuffix ends the names of classes of services' backends in an isolated network, which everybody reaches.
+	// openSuffix ends the names of classes of services' backends in an isolated network, and of the node's own endpoints:
+	// everybody reaches them.
 	openSuffix = ".open"
 )
 
@@ -51,7 +52,7 @@ func (j *judge) class(e store.Endpoint) (string, uint32) {
 	if i, found := slices.BinarySearch(j.groups, e.Group); found {
 		group = i + 1
 	}
-	open := slices.ContainsFunc(e.Addrs(), func(a netip.Addr) bool { return j.served[a] })
+	open := j.isolate && (e.Host || slices.ContainsFunc(e.Addrs(), func(a netip.Addr) bool { return j.served[a] }))
 	return j.name(group, open), number(group, open)
 }
 

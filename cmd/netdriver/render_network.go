@@ -28,6 +28,9 @@ func (p painter) network(r diag.NetworkReport) string {
 	line(&b, "mtu", r.MTU.Derived)
 	p.crypto(&b, r)
 	line(&b, "kernel", p.kernel(r))
+	if r.Isolation != nil {
+		line(&b, "isolation", isolation(*r.Isolation))
+	}
 	if r.Admission != nil {
 		line(&b, "admission", p.admission(*r.Admission))
 	}
@@ -225,9 +228,23 @@ func (p painter) endpoints(r diag.NetworkReport) string {
 	if swarm {
 		header = slices.Insert(header, 2, any("SERVICE"))
 	}
+	grouped := r.Isolation != nil && len(r.Isolation.Allow) > 0
+	if grouped {
+		header = append(header, "GROUP")
+	}
+	dropped := slices.ContainsFunc(r.Endpoints, func(e diag.Endpoint) bool { return e.Drops != nil && e.Drops.Any() })
+	if dropped {
+		header = append(header, "DROPPED")
+	}
 	var rows []table.Row
 	for _, e := range r.Endpoints[:min(len(r.Endpoints), mostRows)] {
 		row := p.endpoint(e)
+		if grouped {
+			row = append(row, cmp.Or(e.Group, none))
+		}
+		if dropped {
+			row = append(row, drops(e))
+		}
 		if swarm {
 			row = slices.Insert(row, 2, any(known(e.Service)))
 		}

@@ -131,6 +131,8 @@ const ifNameSize = 16
 type Drops struct {
 	Port            string
 	Spoofed, Denied uint64
+	// TooFast is how many packets its rate has cost, in both directions. The packet filter does not count these.
+	TooFast uint64
 }
 
 func (d *Drops) count(set string, packets uint64) {

@@ -28,7 +28,7 @@ func commands(t *testing.T, file string) []string {
 		}
 		for _, line := range strings.Split(block, "\n") {
 			line, _, _ = strings.Cut(line, "  #")
-			if word, _, _ := strings.Cut(line, " "); word == "docker" || word == "netdriver" || word == "make" {
+			if word, _, _ := strings.Cut(line, " "); word == "docker" || word == "netdriver" || word == "make" || word == "nsenter" {
 				out = append(out, strings.TrimSpace(line))
 			}
 		}
@@ -96,7 +96,7 @@ func TestEveryCommandInTheDocumentsWorks(t *testing.T) {
 	r := &reader{t: t, c: c, hosts: c.Nodes}
 	ran := 0
 	for _, file := range []string{
-		"README.md", "docs/networks.md", "docs/operations.md", "docs/inspect.md", "docs/volumes.md", "docs/volumes-nfs.md",
+		"README.md", "docs/networks.md", "docs/isolation.md", "docs/operations.md", "docs/inspect.md", "docs/volumes.md", "docs/volumes-nfs.md",
 		"docs/volumes-efs.md", "docs/volumes-glusterfs.md", "docs/volumes-cephfs.md", "docs/volumes-local.md", "CONTRIBUTING.md",
 	} {
 		lines := commands(t, file)
