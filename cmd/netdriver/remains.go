@@ -11,10 +11,12 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/firewall"
+	"github.com/netdriver/netdriver/ipsec"
+	"github.com/netdriver/netdriver/ipsec/xfrm"
 )
 
-// remains is what the daemon leaves in the kernel when it ends: the namespace with its networks, and rules in the host's
-// packet filter.
+// remains is what the daemon leaves in the kernel when it ends: the namespace with its networks, rules in the host's packet
+// filter, and the SAs and policies of encrypted networks.
 type remains struct{}
 
 // netns is where the data plane binds its namespace.
@@ -26,6 +28,11 @@ func (r remains) Present(ctx context.Context, runDir string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	left, err := leftIPsec(ctx)
+	if err != nil {
+		return nil, err
+	}
+	present = append(present, left...)
 	// Looking at the data plane makes the namespace, so it is not looked at unless there is one.
 	if bound, err := mountinfo.Mounted(r.netns(runDir)); err != nil || !bound {
 		return present, ignoreAbsent(err)
@@ -45,7 +52,7 @@ func (r remains) Present(ctx context.Context, runDir string) ([]string, error) {
 // host's namespace too; the namespace goes when nothing is bound to it any more.
 func (r remains) Remove(ctx context.Context, runDir string) error {
 	if bound, err := mountinfo.Mounted(r.netns(runDir)); err != nil || !bound {
-		return errors.Join(ignoreAbsent(err), firewall.Purge(ctx, ""))
+		return errors.Join(ignoreAbsent(err), purgeIPsec(ctx), firewall.Purge(ctx, ""))
 	}
 	err := withPlane(runDir, func(p *dataplane.Plane) error {
 		networks, err := p.Present(ctx)
@@ -58,7 +65,7 @@ func (r remains) Remove(ctx context.Context, runDir string) error {
 	if unmount := unix.Unmount(r.netns(runDir), unix.MNT_DETACH); unmount != nil {
 		err = errors.Join(err, fmt.Errorf("unmount %s: %w", r.netns(runDir), unmount))
 	}
-	return errors.Join(err, firewall.Purge(ctx, ""))
+	return errors.Join(err, purgeIPsec(ctx), firewall.Purge(ctx, ""))
 }
 
 func ignoreAbsent(err error) error {
@@ -75,4 +82,37 @@ func withPlane(runDir string, f func(*dataplane.Plane) error) error {
 		return err
 	}
 	return errors.Join(f(dataplane.NewPlane(kernel, log)), kernel.Close())
+}
+
+// withIPsec calls f with what the kernel has of encrypted networks; a kernel without IPsec has nothing.
+func withIPsec(ctx context.Context, f func(ipsec.Kernel, ipsec.State) error) error {
+	kernel, err := xfrm.Open("")
+	if errors.Is(err, ipsec.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	have, err := kernel.Read(ctx)
+	if err == nil {
+		err = f(kernel, have)
+	}
+	return errors.Join(err, kernel.Close())
+}
+
+func leftIPsec(ctx context.Context) (left []string, err error) {
+	err = withIPsec(ctx, func(_ ipsec.Kernel, have ipsec.State) error {
+		if len(have.SAs)+len(have.Policies) > 0 {
+			left = append(left, fmt.Sprintf("%d SAs and %d policies of IPsec", len(have.SAs), len(have.Policies)))
+		}
+		return nil
+	})
+	return left, err
+}
+
+// purgeIPsec removes all of it, the blocking policies last. The networks have gone before.
+func purgeIPsec(ctx context.Context) error {
+	return withIPsec(ctx, func(kernel ipsec.Kernel, have ipsec.State) error {
+		return kernel.Run(ctx, ipsec.Plan(have, ipsec.State{}), nil)
+	})
 }

@@ -18,8 +18,9 @@ import (
 // they must not go without it: see the variable. No Docker is needed, so the kernel's start is most of what it costs.
 func TestVirtualKernelTests(t *testing.T) {
 	l := ownLab(t, lab.Config{Kernels: map[int]lab.Kernel{1: {}}})
-	for _, c := range []struct{ name, pkg, env string }{
-		{"ESP", "ipsec/xfrm", "NETDRIVER_TEST_ESP=1"},
+	for _, c := range []struct{ name, pkg, env, run string }{
+		{"ESP", "ipsec/xfrm", "NETDRIVER_TEST_ESP=1", kernelTests()},
+		{"keys", "internal/keying", "NETDRIVER_TEST_ESP=1", "TestRealKernels"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			program := filepath.Join(l.Dir, strings.ReplaceAll(c.pkg, "/", "-")+".test")
@@ -30,7 +31,7 @@ func TestVirtualKernelTests(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
-			out, err := l.Nodes[0].Exec(ctx, "env", c.env, "TMPDIR=/tmp", program, "-test.v", "-test.run", kernelTests(),
+			out, err := l.Nodes[0].Exec(ctx, "env", c.env, "TMPDIR=/tmp", program, "-test.v", "-test.run", c.run,
 				"-test.bench", kernelBenchmarks(), "-test.benchtime", "5x")
 			t.Log(out)
 			if err != nil {

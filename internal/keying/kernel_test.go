@@ -1,0 +1,381 @@
+//go:build linux
+
+package keying
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/dataplane/firewall"
+	"github.com/netdriver/netdriver/internal/nettest"
+	"github.com/netdriver/netdriver/ipsec"
+	"github.com/netdriver/netdriver/ipsec/xfrm"
+	"github.com/netdriver/netdriver/store"
+)
+
+// mustESP is set where the kernel has to have ESP: in the virtual node in which test/e2e runs this test again.
+const mustESP = "NETDRIVER_TEST_ESP"
+
+// realLab is hosts that are network namespaces, with daemons' keys on their real kernel and packet filter, on one store.
+type realLab struct {
+	t     *testing.T
+	mem   *store.Memory
+	wire  string // the switch between them
+	hosts []*realHost
+}
+
+type realHost struct {
+	*realLab
+	ns     string
+	node   store.Node
+	inner  string // its address in the encrypted network
+	id     Identity
+	kernel *xfrm.Linux
+	filter realFilter
+	keying *Keying
+	stop   func()
+}
+
+// realFilter is the lock in a real packet filter.
+type realFilter struct{ *firewall.Filter }
+
+func (f realFilter) Apply(ctx context.Context, port uint16) error {
+	rules := firewall.Ruleset{Owner: firewall.OwnerLock}
+	if port != 0 {
+		rules = firewall.Lock(port)
+	}
+	_, err := f.Filter.Apply(ctx, rules)
+	return err
+}
+
+func (f realFilter) Drops(ctx context.Context) (in, out uint64, err error) {
+	c, err := f.Counts(ctx, firewall.OwnerLock)
+	return c[firewall.CountPlainIn].Packets, c[firewall.CountPlainOut].Packets, err
+}
+
+func newRealLab(t *testing.T, n int, rekey time.Duration) *realLab {
+	t.Helper()
+	l := &realLab{t: t, mem: store.NewMemory(), wire: nettest.Namespace(t)}
+	nettest.Sh(t, l.wire, "ip link add br0 type bridge && ip link set br0 up")
+	nw := store.Network{
+		Name: "web", Mode: store.ModeOverlay, VNI: 7, Port: testPort, MTU: 1416, Encrypted: true, Rekey: rekey,
+	}
+	for i := range n {
+		h := l.add(i)
+		nw.Members = append(nw.Members, store.Member{Node: h.node.Name, DockerID: "d"})
+	}
+	if _, err := l.mem.Commit(t.Context(), nil, store.Put(store.NetworkKey("web"), store.Encode(nw))); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range l.hosts {
+		h.start()
+	}
+	return l
+}
+
+// add makes a host without its daemon.
+func (l *realLab) add(i int) *realHost {
+	t := l.t
+	t.Helper()
+	id, err := OpenPinned(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := id.Public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &realHost{realLab: l, ns: nettest.Namespace(t), id: id, inner: fmt.Sprintf("10.0.0.%d", i+1), node: store.Node{
+		Name: fmt.Sprintf("n%d", i), ID: fmt.Sprintf("id%d", i), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), UnderlayMTU: 1500, Key: key,
+	}}
+	nettest.Sh(t, h.ns, fmt.Sprintf("ip link add eth0 type veth peer name p%d netns %s && ip link set eth0 up && ip addr add %s/24 dev eth0", i, l.wire, h.node.VTEP))
+	nettest.Sh(t, l.wire, fmt.Sprintf("ip link set p%d master br0 up", i))
+	if h.kernel, err = xfrm.Open(h.ns); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.kernel.Close() })
+	kernel, err := firewall.Open(t.Context(), h.ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { kernel.Close() })
+	h.filter = realFilter{firewall.New(kernel, slog.New(slog.DiscardHandler))}
+	if _, err := l.mem.Commit(t.Context(), nil, store.Put(store.NodeKey(h.node.Name), store.Encode(h.node))); err != nil {
+		t.Fatal(err)
+	}
+	l.hosts = append(l.hosts, h)
+	return h
+}
+
+// start starts the host's daemon, and its device once the port is guarded.
+func (h *realHost) start() {
+	h.t.Helper()
+	h.keying = New(Config{
+		Store: h.mem, Kernel: h.kernel, Filter: h.filter, Identity: h.id, Node: h.node, Encap: OpenEncap,
+		InUse: func(context.Context, uint16) (bool, error) { return true, nil }, Log: slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 2)
+	go func() { done <- h.keying.Run(ctx) }()
+	go func() { done <- h.filter.Run(ctx) }()
+	h.stop = func() {
+		cancel()
+		if err := errors.Join(<-done, <-done); err != nil {
+			h.t.Error(err)
+		}
+	}
+	h.t.Cleanup(func() { h.stop() })
+	if err := h.keying.Guard(h.t.Context(), testPort); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// connect makes the network's devices, flooding to all others.
+func (l *realLab) connect() {
+	for _, h := range l.hosts {
+		nettest.Sh(l.t, h.ns, fmt.Sprintf("ip link add vx type vxlan id 7 dstport %d local %s dev eth0 nolearning && ip link set vx mtu 1416 up && "+
+			"ip addr add %s/24 dev vx", testPort, h.node.VTEP, h.inner))
+		for _, other := range l.hosts {
+			if other != h {
+				nettest.Sh(l.t, h.ns, "bridge fdb append 00:00:00:00:00:00 dev vx dst "+other.node.VTEP.String())
+			}
+		}
+	}
+}
+
+// reached waits until all reach each other.
+func (l *realLab) reached(within time.Duration) {
+	l.t.Helper()
+	end := time.Now().Add(within)
+	for _, from := range l.hosts {
+		for _, to := range l.hosts {
+			for from != to {
+				out, err := nettest.Try(from.ns, "busybox ping -c 1 -W 1 "+to.inner)
+				if err == nil {
+					break
+				}
+				if time.Now().After(end) {
+					l.t.Fatalf("%s does not reach %s: %s", from.node.Name, to.node.Name, out)
+				}
+			}
+		}
+	}
+}
+
+// capture watches the switch until stop, which returns the packets of ESP and those in clear.
+func (l *realLab) capture() (stop func() (esp, clear int)) {
+	l.t.Helper()
+	file := filepath.Join(l.t.TempDir(), "pcap")
+	cmd := exec.Command("nsenter", "--net="+l.wire, "tcpdump", "-i", "br0", "-n", "-U", "-s", "96", "-w", file, "udp or ip proto 50")
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	for i := 0; ; i++ {
+		if info, err := os.Stat(file); err == nil && info.Size() > 0 {
+			break
+		}
+		if i > 500 {
+			l.t.Fatal("tcpdump does not start")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return func() (esp, clear int) {
+		time.Sleep(200 * time.Millisecond)
+		_ = cmd.Process.Signal(unix.SIGTERM)
+		_ = cmd.Wait()
+		count := func(filter string) int {
+			out := nettest.Sh(l.t, l.wire, fmt.Sprintf("tcpdump -n -r %s '%s' 2>/dev/null | wc -l", file, filter))
+			n, err := strconv.Atoi(strings.TrimSpace(out))
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			return n
+		}
+		return count("ip proto 50"), count(fmt.Sprintf("udp port %d", testPort))
+	}
+}
+
+// flood pings 50 times a second for some time and returns how many were sent and answered.
+func (h *realHost) flood(to *realHost, d time.Duration) (wait func() (sent, got int)) {
+	h.t.Helper()
+	done := make(chan string, 1)
+	go func() {
+		out, _ := nettest.Try(h.ns, fmt.Sprintf("busybox ping -q -i 0.02 -c %d -W 2 %s", d/(20*time.Millisecond), to.inner))
+		done <- out
+	}()
+	return func() (sent, got int) {
+		out := <-done
+		m := regexp.MustCompile(`(\d+) packets transmitted, (\d+) packets received`).FindStringSubmatch(out)
+		if m == nil {
+			h.t.Fatalf("ping said %s", out)
+		}
+		sent, _ = strconv.Atoi(m[1])
+		got, _ = strconv.Atoi(m[2])
+		return sent, got
+	}
+}
+
+// The loop on real kernels: three hosts that are namespaces. Where the kernel has no ESP, only the locks can be looked at, and
+// test/e2e runs the rest in a virtual node.
+func TestRealKernels(t *testing.T) {
+	l := newRealLab(t, 3, time.Second)
+	for _, h := range l.hosts {
+		if out := nettest.Sh(t, h.ns, "ip xfrm policy"); strings.Count(out, "action block") != 4 || !strings.Contains(out, "dport 4790") {
+			t.Fatalf("%s is not locked by policies:\n%s", h.node.Name, out)
+		}
+		if ops, err := h.filter.Diff(t.Context()); err != nil || len(ops) != 0 {
+			t.Fatalf("%s: the filter is not as wanted: %v, %v", h.node.Name, ops, err)
+		}
+	}
+	l.connect()
+	err := l.hosts[0].keying.Supports(t.Context(), "")
+	switch {
+	case errors.Is(err, ipsec.ErrUnsupported) && os.Getenv(mustESP) == "":
+		t.Run("without ESP", l.withoutESP)
+	case err != nil:
+		t.Fatal(err)
+	default:
+		t.Run("linux", l.withESP)
+	}
+}
+
+// withoutESP: nothing leaves.
+func (l *realLab) withoutESP(t *testing.T) {
+	stop := l.capture()
+	if out, err := nettest.Try(l.hosts[0].ns, "busybox ping -c 2 -W 1 "+l.hosts[1].inner); err == nil {
+		t.Errorf("without ESP there is an answer: %s", out)
+	}
+	nettest.Sh(t, l.hosts[0].ns, "ip xfrm policy flush")
+	_, _ = nettest.Try(l.hosts[0].ns, "busybox ping -c 2 -W 1 "+l.hosts[1].inner)
+	if esp, clear := stop(); esp != 0 || clear != 0 {
+		t.Errorf("%d packets of ESP and %d in clear left", esp, clear)
+	}
+	l.locked(t)
+	// The control: without both locks they leave.
+	stop = l.capture()
+	for _, h := range l.hosts {
+		h.stop()
+	}
+	nettest.Sh(t, l.hosts[0].ns, "ip xfrm policy flush; nft flush ruleset 2>/dev/null; iptables-legacy -t mangle -F 2>/dev/null; true")
+	_, _ = nettest.Try(l.hosts[0].ns, "busybox ping -c 2 -W 1 "+l.hosts[1].inner)
+	if _, clear := stop(); clear == 0 {
+		t.Error("without locks nothing left in clear: the capture sees nothing")
+	}
+	for _, h := range l.hosts {
+		h.stop = func() {}
+	}
+}
+
+// locked waits until all have their policies again.
+func (l *realLab) locked(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		open := ""
+		for _, h := range l.hosts {
+			if out := nettest.Sh(t, h.ns, "ip xfrm policy"); strings.Count(out, "action block") != 4 {
+				open = h.node.Name
+			}
+		}
+		if open == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s is not locked again", open)
+		}
+	}
+}
+
+func (l *realLab) withESP(t *testing.T) {
+	l.reached(20 * time.Second)
+	a, b := l.hosts[0], l.hosts[1]
+
+	t.Run("rekeyed each second", func(t *testing.T) {
+		stop := l.capture()
+		const d = 60 * time.Second
+		before := l.epoch(a)
+		one, two := a.flood(b, d), l.hosts[2].flood(a, d)
+		for _, f := range []func() (int, int){one, two} {
+			if sent, got := f(); got != sent {
+				t.Errorf("%d of %d pings were answered", got, sent)
+			}
+		}
+		if n := l.epoch(a) - before; n < 20 {
+			t.Errorf("only %d new keys in %s", n, d)
+		}
+		if esp, clear := stop(); esp < 2*2*2900 || clear != 0 {
+			t.Errorf("%d packets of ESP, %d in clear", esp, clear)
+		}
+	})
+
+	t.Run("flushed", func(t *testing.T) {
+		for _, c := range []string{
+			"ip xfrm state flush", "ip xfrm policy flush", "nft flush ruleset", "ip xfrm policy flush; ip xfrm state flush",
+		} {
+			stop := l.capture()
+			flood := a.flood(b, 6*time.Second)
+			time.Sleep(2 * time.Second)
+			nettest.Sh(t, a.ns, c)
+			sent, got := flood()
+			t.Logf("%s: %d of %d pings lost, that is %s", c, sent-got, sent, time.Duration(sent-got)*20*time.Millisecond)
+			if got < sent/3 {
+				t.Errorf("%s: only %d of %d pings were answered", c, got, sent)
+			}
+			if esp, clear := stop(); esp == 0 || clear != 0 {
+				t.Errorf("%s: %d packets of ESP, %d in clear", c, esp, clear)
+			}
+			l.locked(t)
+			l.reached(10 * time.Second)
+		}
+	})
+
+	t.Run("stopped", func(t *testing.T) {
+		stop := l.capture()
+		flood := a.flood(b, 10*time.Second)
+		b.stop()
+		time.Sleep(5 * time.Second)
+		b.start()
+		if sent, got := flood(); got != sent {
+			t.Errorf("%d of %d pings were answered", got, sent)
+		}
+		if esp, clear := stop(); esp == 0 || clear != 0 {
+			t.Errorf("%d packets of ESP, %d in clear", esp, clear)
+		}
+		l.reached(10 * time.Second)
+	})
+
+	t.Run("counted", func(t *testing.T) {
+		p, err := a.keying.Protection(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pair := range p.Pairs {
+			if pair.Blocked != "" || pair.Cipher == "" || len(pair.SAs) < 2 || pair.Since.IsZero() {
+				t.Errorf("%+v", pair)
+			}
+			for _, s := range pair.SAs {
+				if s.Forged+s.Replayed+s.Late > 0 {
+					t.Errorf("%s: %+v", pair.Peer, s)
+				}
+			}
+		}
+	})
+}
+
+func (l *realLab) epoch(h *realHost) uint64 {
+	h.keying.mu.Lock()
+	defer h.keying.mu.Unlock()
+	return h.keying.epoch
+}
