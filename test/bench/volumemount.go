@@ -30,7 +30,10 @@ func mounting(ctx context.Context, b *bench) (results []Result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	m := &nfsBench{node: l.Nodes[0], server: l.Outside, addr: l.Outside.Addr.String(), dir: filepath.Join(l.Dir, "nfs"), rounds: min(b.rounds, 9)}
+	m := &nfsBench{
+		node: l.Nodes[0], server: l.Outside, addr: l.Outside.Addr.String(), dir: filepath.Join(l.Dir, "nfs"),
+		rounds: min(b.rounds, 9),
+	}
 	if err := m.serve(ctx); err != nil {
 		return nil, err
 	}

@@ -124,7 +124,9 @@ func (v *volumeBench) shell(ctx context.Context, line string) (seconds float64, 
 }
 
 // turns measures two ways in turns. Before each, clean is done.
-func (v *volumeBench) turns(ctx context.Context, what string, target float64, clean func() error, ours, theirs func() (float64, error)) (Result, error) {
+func (v *volumeBench) turns(
+	ctx context.Context, what string, target float64, clean func() error, ours, theirs func() (float64, error),
+) (Result, error) {
 	var a, b sample
 	for i := range v.rounds {
 		ways := []struct {

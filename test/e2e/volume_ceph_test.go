@@ -118,7 +118,11 @@ func (s *fileServer) cephServes() {
 
 func TestVolumesOnCephFS(t *testing.T) {
 	c := hosts(t)
-	s := newCeph(t, c.Lab, 241)
+	cephKind(newCeph(t, c.Lab, 241)).scenario(t, dockerHosts(c.Nodes[:2]))
+}
+
+// cephKind is a Ceph as the scenarios use it.
+func cephKind(s *fileServer) *volumeKind {
 	options := func(user, key, path string, o ...string) []string {
 		o = append([]string{"mon_addr=" + s.addr, "name=" + user, "secretfile=" + s.path("KEY."+key)}, o...)
 		return []string{"type=cephfs", "device=:" + path, "o=" + strings.Join(o, ",")}
@@ -126,16 +130,15 @@ func TestVolumesOnCephFS(t *testing.T) {
 	caps := func(mds string) {
 		s.run(s.ceph("auth", "caps", "client.app", "mon", "allow r", "osd", "allow rw", "mds", mds)...)
 	}
-	k := &volumeKind{
+	return &volumeKind{
 		fileServer: s, name: "ceph",
 		options: func(o ...string) []string { return options("app", "app", "/", o...) },
 		missing: options("app", "app", "/nosuch"), sayMissing: "has no /nosuch",
 		forbidden: options("app", "reader", "/"), sayForbidden: "its key is another",
 		squashed: options("squashed", "squashed", "/"),
 		withdraw: func() { caps("allow rw path=/nothing") },
-		offer:    func() { caps("allow rw") }, sayWithdrawn: "client.app may not use /",
+		offer:    func() { caps("allow rw") }, sayWithdrawn: "client.app may not use",
 		// What is in the object store's memory would be gone with it.
 		die: func() { s.kill("mon", "mgr", "mds") }, ready: s.cephServes,
 	}
-	k.scenario(t, dockerHosts(c.Nodes[:2]))
 }

@@ -195,6 +195,9 @@ func (s *session) explainCeph(err error) (cause, remedy string) {
 	case errno == unix.EACCES, errno == unix.EPERM:
 		return fmt.Sprintf("client.%s may not use %s, or its key is another", s.spec.User, s.spec.Path),
 			"look at `ceph auth get client." + s.spec.User + "`"
+	case errno == unix.EHOSTUNREACH && f.Step == "mount": // of the kernel's client, for both
+		return fmt.Sprintf("its monitors are there, but no metadata server is up, or client.%s may not use the file system, or its key "+
+			"is another", s.spec.User), "look at `ceph fs status` and at `ceph auth get client." + s.spec.User + "`"
 	case errno == unix.EIO, errno == unix.ETIMEDOUT, f.Step == "ceph-fuse":
 		return "its monitors are there, and no metadata server serves the file system", "look at `ceph fs status`"
 	}

@@ -205,7 +205,8 @@ func (b *Base) read(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	z, err := zstd.NewReader(io.NewSectionReader(f, at, st.Size()-at), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
+	z, err := zstd.NewReader(io.NewSectionReader(f, at, st.Size()-at), zstd.WithDecoderMaxWindow(maxWindow),
+		zstd.WithDecoderConcurrency(1))
 	if err != nil {
 		return err
 	}

@@ -72,12 +72,39 @@ func read(ctx context.Context, in io.Reader, bases Bases, to sink) (Summary, err
 	if err != nil {
 		return s, err
 	}
+	if err := checkIndex(list.file, s); err != nil {
+		return s, err
+	}
 	for _, n := range slices.Sorted(maps.Keys(s.Bases)) {
 		if err := readBase(ctx, list.file, n, s.Bases[n], bases, to); err != nil {
 			return s, fmt.Errorf("%s, on which it builds: %w", s.Bases[n].File, err)
 		}
 	}
 	return s, nil
+}
+
+// checkIndex makes sure that every file whose content is elsewhere is in an archive that is named.
+func checkIndex(list *os.File, s Summary) error {
+	i, err := newIndex(list)
+	if err != nil {
+		return err
+	}
+	elsewhere := int64(0)
+	for i.any {
+		if i.next.from != 0 {
+			elsewhere++
+			if _, ok := s.Bases[i.next.from]; !ok {
+				return fmt.Errorf("%w: %s is in an archive that is not named", ErrDamaged, i.next.path)
+			}
+		}
+		if err := i.advance(); err != nil {
+			return err
+		}
+	}
+	if elsewhere != s.Unchanged {
+		return fmt.Errorf("%w: %d files are in other archives, and %d are expected", ErrDamaged, elsewhere, s.Unchanged)
+	}
+	return nil
 }
 
 // readBase takes from an archive what the index says is in it.

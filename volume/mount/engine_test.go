@@ -313,3 +313,17 @@ func TestWhoHoldsAVolumeHasItAndNobodyElseDoesWhateverHappens(t *testing.T) {
 		})
 	})
 }
+
+// The kernel's CephFS client says so of a wrong key; other volumes of that server go on.
+func TestNoRouteToHostFromAMountIsAnAnswerAndOfADialIsSilence(t *testing.T) {
+	for err, want := range map[error]bool{
+		Failure{Step: "mount", Errno: unix.EHOSTUNREACH}: false,
+		unix.EHOSTUNREACH: true,
+		Failure{Step: "mount", Errno: unix.ETIMEDOUT}: true,
+		unix.EACCES: false,
+	} {
+		if got := silent(err); got != want {
+			t.Errorf("silent(%v) is %t", err, got)
+		}
+	}
+}

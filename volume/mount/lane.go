@@ -90,8 +90,13 @@ func (l *lanes) note(q *lane, err error) {
 	}
 }
 
-// silent says whether an error means that nobody answers.
+// silent says whether an error means that nobody answers. That of a child which has tried to mount is an answer, in which the
+// kernel's CephFS client says "no route to host" of a client that may not use the file system (fs/ceph/super.c,
+// ceph_get_tree).
 func silent(err error) bool {
+	if f := (Failure{}); errors.As(err, &f) && (f.Errno == unix.EHOSTUNREACH || f.Errno == unix.EHOSTDOWN) {
+		return false
+	}
 	for _, e := range []error{ErrDeadline, unix.ETIMEDOUT, unix.EHOSTUNREACH, unix.EHOSTDOWN, context.DeadlineExceeded} {
 		if errors.Is(err, e) {
 			return true

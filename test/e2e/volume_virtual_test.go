@@ -1,0 +1,107 @@
+//go:build e2e && virtual
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/netdriver/netdriver/test/e2e/lab"
+)
+
+// What the machine's kernel lacks: its own CephFS client, an NFS server in the kernel, and NFS volumes in containers.
+func TestVirtualNodesUseVolumesByTheirKernels(t *testing.T) {
+	c := bareCluster(t, 2)
+	hosts := bareHosts(c.Nodes)
+	t.Run("nfsd", func(t *testing.T) { nfsdScenario(t, c.Nodes[1], hosts[0]) })
+	t.Run("cephfs", func(t *testing.T) {
+		k := cephKind(newCeph(t, c.Lab, 241))
+		t.Run("kernel", func(t *testing.T) {
+			makeVolume(t, hosts[0], "by-kernel", k.options()...)
+			held := hosts[0].hold(t, "by-kernel", "sleep 1000")
+			says(t, hosts[0].inspect(t, "by-kernel"), `"mounted":"CephFS"`)
+			held.end(t)
+		})
+		k.scenario(t, hosts)
+	})
+	t.Run("containers", func(t *testing.T) {
+		s := newGanesha(t, c.Lab, 242)
+		if err := c.StartDocker(t.Context(), dockerArgs()...); err != nil {
+			t.Fatal(err)
+		}
+		containers := dockerHosts(c.Nodes)
+		defer watch(t, containers)()
+		makeVolume(t, containers[0], "nfs", nfsOptions(s.addr, "/share")...)
+		makeVolume(t, containers[0], "nfs-other")
+		uses(t, containers[0], "nfs", "echo kept >/data/f")
+		k := &volumeKind{
+			fileServer: s, name: "nfs", options: func(...string) []string { return nfsOptions(s.addr, "/share") },
+			ready: func() { s.listens(2049) },
+		}
+		if err := k.reads(t, containers[1]); err != nil {
+			t.Fatal(err)
+		}
+		k.outage(t, containers, s.freeze, s.thaw)
+	})
+}
+
+// nfsdScenario: the kernel's NFS server on one virtual node, a user on the other.
+func nfsdScenario(t *testing.T, server *lab.Node, user volumeHost) {
+	const exports = `set -e
+mkdir -p /run/nfs/share /run/nfs/squash /var/lib/nfs /proc/fs/nfsd
+chmod 755 /run/nfs/squash
+touch /var/lib/nfs/etab /var/lib/nfs/rmtab
+modprobe nfsd
+mount -t nfsd nfsd /proc/fs/nfsd || true
+echo 10 >/proc/fs/nfsd/nfsv4gracetime
+rpcbind || true
+exportfs -i -o rw,no_subtree_check,no_root_squash,fsid=11 '*:/run/nfs/share'
+exportfs -i -o rw,no_subtree_check,root_squash,fsid=12 '*:/run/nfs/squash'
+rpc.mountd --port 20048
+rpc.nfsd 4`
+	run(t, server, "sh", "-c", exports)
+	addr := server.Addr.String()
+	t.Cleanup(func() { atEndRun(t, server, "rpc.nfsd", "0") })
+	for _, version := range []string{"3", "4.0", "4.1", "4.2"} {
+		t.Run("v"+version, func(t *testing.T) {
+			name := "nfsd-" + version
+			makeVolume(t, user, name, nfsOptions(addr, "/run/nfs/share", "vers="+version)...)
+			eventually(t, 30*time.Second, func() error { // the grace period of version 4
+				_, err := user.use(t.Context(), name, "echo "+version+" >/data/f")
+				return err
+			})
+			if got := strings.TrimSpace(run(t, server, "cat", "/run/nfs/share/f")); got != version {
+				t.Errorf("the server has %q", got)
+			}
+		})
+	}
+	t.Run("root squashed", func(t *testing.T) {
+		makeVolume(t, user, "nfsd-squashed", append(nfsOptions(addr, "/run/nfs/squash"), "subdir=made")...)
+		says(t, refusal(t, user, "nfsd-squashed"), "nfs server "+addr, "root_squash")
+	})
+	t.Run("export removed and given back", func(t *testing.T) {
+		makeVolume(t, user, "nfsd-gone", nfsOptions(addr, "/run/nfs/share", "vers=4.2")...)
+		run(t, server, "exportfs", "-u", "*:/run/nfs/share")
+		says(t, refusal(t, user, "nfsd-gone"), fmt.Sprintf("exports no /run/nfs/share to this node (%s)", user.node().Addr))
+		run(t, server, "exportfs", "-i", "-o", "rw,no_subtree_check,no_root_squash,fsid=11", "*:/run/nfs/share")
+		uses(t, user, "nfsd-gone", "cat /data/f")
+	})
+	t.Run("exported directory made anew", func(t *testing.T) {
+		makeVolume(t, user, "nfsd-anew", nfsOptions(addr, "/run/nfs/share", "vers=4.2")...)
+		held := user.hold(t, "nfsd-anew", "sleep 1000")
+		run(t, server, "sh", "-c", "rm -r /run/nfs/share; mkdir /run/nfs/share; echo new >/run/nfs/share/f; exportfs -f")
+		eventually(t, 20*time.Second, func() error {
+			if out, err := user.node().Exec(t.Context(), "netdriver", "volume", "check", "nfsd-anew"); err == nil {
+				return fmt.Errorf("it is not noticed:\n%s", out)
+			}
+			return nil
+		})
+		says(t, refusal(t, user, "nfsd-anew"), "was made anew on the server", "1 other users hold it")
+		held.end(t)
+		if got := uses(t, user, "nfsd-anew", "cat /data/f"); got != "new" {
+			t.Errorf("with its last user gone it is not mounted anew: %q", got)
+		}
+	})
+}
