@@ -3,9 +3,11 @@
 package firewall
 
 import (
+	stdcmp "cmp"
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -380,8 +382,9 @@ func TestOpenFindsAPacketFilterAndLeavesNothingInIt(t *testing.T) {
 	if have, err := k.Read(t.Context()); err != nil || len(have.Chains)+len(have.Sets)+len(have.Counters) > 0 {
 		t.Errorf("%v, left: %v", err, have)
 	}
-	if k.Name() != "nftables" {
-		t.Errorf("%s is used where there is nftables", k.Name())
+	// In a virtual node whose kernel has no nf_tables, test/e2e sets the variable.
+	if want := stdcmp.Or(os.Getenv("NETDRIVER_TEST_FILTER"), "nftables"); k.Name() != want {
+		t.Errorf("%s is used, not %s", k.Name(), want)
 	}
 }
 

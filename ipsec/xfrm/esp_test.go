@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane/firewall"
+	"github.com/netdriver/netdriver/internal/keying"
 	"github.com/netdriver/netdriver/internal/nettest"
 	"github.com/netdriver/netdriver/ipsec"
 )
@@ -32,7 +33,7 @@ func TestOnlyESPIsOnTheWire(t *testing.T) {
 		for _, c := range []struct {
 			v6     bool
 			cipher ipsec.Cipher
-		}{{false, ipsec.AES256GCM}, {false, ipsec.AES128GCM}, {false, ipsec.ChaCha20Poly1305}, {true, ipsec.AES256GCM}} {
+		}{{false, ipsec.AES256GCM}, {true, ipsec.AES128GCM}, {false, ipsec.ChaCha20Poly1305}} {
 			t.Run(fmt.Sprintf("%s IPv6 %t", c.cipher, c.v6), func(t *testing.T) {
 				p := newPair(t, c.v6, c.cipher)
 				p.echo()
@@ -117,23 +118,25 @@ func (p *pair) locked(e *end, counter string) uint64 {
 
 func TestForgedPlaintextIsDroppedByEitherLockAlone(t *testing.T) {
 	withESP(t, func(t *testing.T) {
-		p := newPair(t, false)
-		before := p.delivered()
-		p.inject(p.plain())
-		eventually(t, "delivered without any lock", func() bool { return p.delivered() == before+1 })
+		filters(t, func(t *testing.T, filter, _ string) {
+			p := newPairWith(t, filter, false, 0)
+			before := p.delivered()
+			p.inject(p.plain())
+			eventually(t, "delivered without any lock", func() bool { return p.delivered() == before+1 })
 
-		p.rounds() // the policies alone
-		before, drops := p.delivered(), p.drops()
-		p.inject(p.plain(), p.plain())
-		eventually(t, "dropped by policy", func() bool { return p.drops().PlainIn == drops.PlainIn+2 })
+			p.rounds() // the policies alone
+			before, drops := p.delivered(), p.drops()
+			p.inject(p.plain(), p.plain())
+			eventually(t, "dropped by policy", func() bool { return p.drops().PlainIn == drops.PlainIn+2 })
 
-		p.lock(p.ends[1], true) // the filter alone
-		nettest.Sh(t, p.ends[1].ns, "ip xfrm policy flush")
-		p.inject(p.plain(), p.plain(), p.plain())
-		eventually(t, "dropped by the filter", func() bool { return p.locked(p.ends[1], firewall.CountPlainIn) == 3 })
-		if n := p.delivered() - before; n > 0 {
-			t.Errorf("%d delivered", n)
-		}
+			p.lock(p.ends[1], true) // the filter alone
+			nettest.Sh(t, p.ends[1].ns, "ip xfrm policy flush")
+			p.inject(p.plain(), p.plain(), p.plain())
+			eventually(t, "dropped by the filter", func() bool { return p.locked(p.ends[1], firewall.CountPlainIn) == 3 })
+			if n := p.delivered() - before; n > 0 {
+				t.Errorf("%d delivered", n)
+			}
+		})
 	})
 }
 
@@ -147,14 +150,7 @@ func TestReplayedAndModifiedESPIsDroppedAndCounted(t *testing.T) {
 			t.Fatal("no answer")
 		}
 		to := p.ends[0].machine.Peers()[0].Sends
-		eventually(t, "an ESP packet to the second host", func() bool {
-			b := p.wire.last.Load()
-			if b != nil && binary.BigEndian.Uint32((*b)[20:]) == to.SPI {
-				return true
-			}
-			ask(asks, time.Second)
-			return false
-		})
+		eventually(t, "an ESP packet to the second host", func() bool { return p.wire.last.Load() != nil })
 		genuine := slices.Clone(*p.wire.last.Load())
 		count := func() (c ipsec.SACount) {
 			counts, err := p.ends[1].kernel.Counters(t.Context())
@@ -196,57 +192,59 @@ func TestReplayedAndModifiedESPIsDroppedAndCounted(t *testing.T) {
 // Whoever takes away one of the three, under traffic: nothing leaves in clear, and what a repair makes is enough.
 func TestNoFlushLetsAnythingOutInClear(t *testing.T) {
 	withESP(t, func(t *testing.T) {
-		p := newPair(t, false)
-		for _, e := range p.ends {
-			p.lock(e, true)
-		}
-		p.rounds()
-		p.echo()
-		a := p.ends[0]
-		for _, flush := range []struct {
-			name, command string
-			counts        func() uint64 // what grows while nothing passes; nil: the traffic goes on
-		}{
-			{"states", "ip xfrm state flush", func() uint64 { c, _ := a.kernel.Counters(t.Context()); return c.OutNoSA }},
-			{"policies", "ip xfrm policy flush", func() uint64 { return p.locked(a, firewall.CountPlainOut) }},
-			{"filter", "nft flush ruleset", nil},
-			{"all but the filter", "ip xfrm policy flush; ip xfrm state flush", func() uint64 { return p.locked(a, firewall.CountPlainOut) }},
-			{"all but the policies", "nft flush ruleset; ip xfrm state flush", func() uint64 { c, _ := a.kernel.Counters(t.Context()); return c.OutNoSA }},
-		} {
-			t.Run(flush.name, func(t *testing.T) {
-				stop, done := make(chan struct{}), make(chan int)
-				go func() { n, _ := flood(p.dial(), stop); done <- n }()
-				time.Sleep(200 * time.Millisecond)
-				before, counted := p.wire.plain.Load(), uint64(0)
-				if flush.counts != nil {
-					counted = flush.counts()
-				}
-				nettest.Sh(t, a.ns, flush.command)
-				if flush.counts != nil {
-					eventually(t, "packets that are dropped and counted", func() bool { return flush.counts() > counted })
-				} else {
-					time.Sleep(300 * time.Millisecond)
-				}
-				p.lock(a, true)
-				p.rounds()
-				close(stop)
-				if n := <-done; n < 10 {
-					t.Errorf("only %d packets were sent meanwhile", n)
-				}
-				if n := p.wire.plain.Load() - before; n > 0 {
-					t.Errorf("%d packets left in clear", n)
-				}
-				if !ask(p.dial(), 5*time.Second) {
-					t.Error("no answer after the repair")
-				}
-			})
-		}
-		// The control: with both locks gone, they do leave, and the sniffer sees them.
-		before := p.wire.plain.Load()
-		nettest.Sh(t, a.ns, "nft flush ruleset; ip xfrm policy flush")
-		ask(p.dial(), time.Second)
-		eventually(t, "packets in clear with no lock left", func() bool { return p.wire.plain.Load() > before })
+		filters(t, func(t *testing.T, filter, flushFilter string) {
+			p := newPairWith(t, filter, false, 0)
+			for _, e := range p.ends {
+				p.lock(e, true)
+			}
+			p.rounds()
+			p.echo()
+			const states, policies = "ip xfrm state flush", "ip xfrm policy flush"
+			noSA := func() uint64 { c, _ := p.ends[0].kernel.Counters(t.Context()); return c.OutNoSA }
+			locked := func() uint64 { return p.locked(p.ends[0], firewall.CountPlainOut) }
+			p.flushed("states", states, noSA)
+			p.flushed("policies", policies, locked)
+			p.flushed("filter", flushFilter, nil)
+			p.flushed("all but the filter", policies+"; "+states, locked)
+			p.flushed("all but the policies", flushFilter+"; "+states, noSA)
+			// The control: with both locks gone, they do leave, and the sniffer sees them.
+			before := p.wire.plain.Load()
+			nettest.Sh(t, p.ends[0].ns, flushFilter+"; "+policies)
+			ask(p.dial(), time.Second)
+			eventually(t, "packets in clear with no lock left", func() bool { return p.wire.plain.Load() > before })
+		})
 	})
+}
+
+// flushed lets somebody flush something at the first host while it sends. counts grows while nothing passes; without, the
+// traffic goes on.
+func (p *pair) flushed(what, command string, counts func() uint64) {
+	p.t.Helper()
+	stop, done := make(chan struct{}), make(chan int)
+	go func() { n, _ := flood(p.dial(), stop); done <- n }()
+	time.Sleep(200 * time.Millisecond)
+	before, counted := p.wire.plain.Load(), uint64(0)
+	if counts != nil {
+		counted = counts()
+	}
+	nettest.Sh(p.t, p.ends[0].ns, command)
+	if counts != nil {
+		eventually(p.t, what+": packets that are dropped and counted", func() bool { return counts() > counted })
+	} else {
+		time.Sleep(300 * time.Millisecond)
+	}
+	p.lock(p.ends[0], true)
+	p.rounds()
+	close(stop)
+	if n := <-done; n < 10 {
+		p.t.Errorf("%s: only %d packets were sent meanwhile", what, n)
+	}
+	if n := p.wire.plain.Load() - before; n > 0 {
+		p.t.Errorf("%s: %d packets left in clear", what, n)
+	}
+	if !ask(p.dial(), 5*time.Second) {
+		p.t.Errorf("%s: no answer after the repair", what)
+	}
 }
 
 func TestALargeTransferFitsTheDerivedMTU(t *testing.T) {
@@ -256,13 +254,15 @@ func TestALargeTransferFitsTheDerivedMTU(t *testing.T) {
 				p := newPair(t, v6)
 				p.rounds()
 				clear := p.wire.plain.Load() // of before: what IPv6 says of itself on a new device
-				const size = 4 << 20
+				const size = 2 << 20
 				data := make([]byte, size)
 				_, _ = rand.Read(data) // never fails
 				for from := range p.ends {
+					start := time.Now()
 					if got := p.transfer(p.ends[from], p.ends[1-from], data); got != sha256.Sum256(data) {
 						t.Error("other bytes arrived than were sent")
 					}
+					t.Logf("%d bytes in %s", size, time.Since(start))
 				}
 				if n := p.wire.plain.Load() - clear; n > 0 || p.wire.fragments.Load() > 0 {
 					t.Errorf("%d packets in clear, %d fragments", n, p.wire.fragments.Load())
@@ -271,6 +271,39 @@ func TestALargeTransferFitsTheDerivedMTU(t *testing.T) {
 					t.Errorf("the largest packet has %d bytes: the MTU is not what fits into 1500", n)
 				}
 			})
+		}
+	})
+}
+
+func TestESPInUDPPassesWhereESPDoesNot(t *testing.T) {
+	withESP(t, func(t *testing.T) {
+		p := newPairWith(t, "nftables", false, encapPort)
+		nettest.Sh(t, p.ends[1].ns, `nft 'add table ip wall; add chain ip wall in { type filter hook prerouting priority -400; }; `+
+			`add rule ip wall in ip protocol esp drop'`) // a firewall in between
+		var sockets [2]io.Closer
+		for i, e := range p.ends {
+			p.lock(e, true)
+			in(t, e.ns, func() (err error) { sockets[i], err = keying.OpenEncap(encapPort); return err })
+		}
+		defer sockets[0].Close()
+		p.rounds()
+		data := make([]byte, 1<<20)
+		_, _ = rand.Read(data) // never fails
+		if got := p.transfer(p.ends[0], p.ends[1], data); got != sha256.Sum256(data) {
+			t.Error("other bytes arrived than were sent")
+		}
+		w := p.wire
+		if w.inUDP.Load() < 100 || w.esp.Load()+w.fragments.Load() > 0 || w.largest.Load() > 1500 {
+			t.Errorf("%d packets of ESP-in-UDP, %d of ESP, %d fragments, the largest has %d bytes", w.inUDP.Load(), w.esp.Load(),
+				w.fragments.Load(), w.largest.Load())
+		}
+		// The control: the kernel needs the socket.
+		if err := sockets[1].Close(); err != nil {
+			t.Fatal(err)
+		}
+		p.echo()
+		if ask(p.dial(), 500*time.Millisecond) {
+			t.Error("there is an answer though nobody has the socket")
 		}
 	})
 }
@@ -338,10 +371,9 @@ func TestTwoHundredRekeysUnderAFloodLoseNothing(t *testing.T) {
 		p.rounds()
 		close(stop)
 		r := <-done
-		const window = 8 // those that are under way at the end
 		last := p.ends[0].machine.Peers()[0].Epoch + p.ends[1].machine.Peers()[0].Epoch
 		t.Logf("%d datagrams there and back during %d rekeys", r.sent, last-first)
-		if r.lost > window || last-first < 200 {
+		if r.lost > 0 || last-first < 200 {
 			t.Errorf("%d of %d datagrams lost during %d rekeys", r.lost, r.sent, last-first)
 		}
 		if n := p.wire.plain.Load() - clear; n > 0 {

@@ -47,13 +47,28 @@ type pair struct {
 // newPair connects two hosts. Each has its own kernel state and no SA yet; rounds give them what they need.
 func newPair(t *testing.T, v6 bool, ciphers ...ipsec.Cipher) *pair {
 	t.Helper()
+	return newPairWith(t, "nftables", v6, 0, ciphers...)
+}
+
+// filters are the packet filters that a host may have, with the command by which somebody else empties them.
+func filters(t *testing.T, test func(t *testing.T, filter, flush string)) {
+	for filter, flush := range map[string]string{
+		"nftables": "nft flush ruleset", "iptables": "iptables-legacy -t mangle -F; iptables-legacy -t mangle -X",
+	} {
+		t.Run(filter, func(t *testing.T) { test(t, filter, flush) })
+	}
+}
+
+// newPairWith does so with a packet filter of that kind, and with ESP-in-UDP if a port is given.
+func newPairWith(t *testing.T, filter string, v6 bool, encap uint16, ciphers ...ipsec.Cipher) *pair {
+	t.Helper()
 	p := &pair{t: t, offers: map[string]ipsec.Offer{}, links: map[string]ipsec.Link{}}
-	mtu, err := vxlan.EncryptedMTU(1500, vtep(0, v6), false)
+	mtu, err := vxlan.EncryptedMTU(1500, vtep(0, v6), encap != 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range p.ends {
-		p.ends[i] = newEnd(t, i, v6, ciphers)
+		p.ends[i] = newEnd(t, i, v6, filter, encap, ciphers)
 	}
 	a, b := p.ends[0], p.ends[1]
 	nettest.Sh(t, a.ns, "ip link add eth0 address 02:00:00:00:00:01 type veth peer name eth0 address 02:00:00:00:00:02 netns "+b.ns)
@@ -61,8 +76,11 @@ func newPair(t *testing.T, v6 bool, ciphers ...ipsec.Cipher) *pair {
 		bits := map[bool]string{false: "24", true: "64 nodad"}[v6]
 		nettest.Sh(t, e.ns, fmt.Sprintf(`echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
 			ip addr add %s/%s dev eth0; ip link set eth0 up
-			ip link add vx type vxlan id 1048576 dstport %d local %s dev eth0 nolearning
-			ip link set vx mtu %d up; ip addr add %s/24 dev vx`, e.self.VTEP, bits, port, e.self.VTEP, mtu, e.overlay))
+			ip link add vx address 02:00:00:00:01:0%d type vxlan id 1048576 dstport %d local %s dev eth0 nolearning
+			echo 1 >/proc/sys/net/ipv6/conf/vx/disable_ipv6
+			ip link set vx mtu %d up; ip addr add %s/24 dev vx
+			ip neigh replace %s dev vx lladdr 02:00:00:00:01:0%d`, e.self.VTEP, bits, i+1, port, e.self.VTEP, mtu, e.overlay,
+			p.ends[1-i].overlay, 2-i))
 		nettest.Sh(t, e.ns, "bridge fdb append 00:00:00:00:00:00 dev vx dst "+p.ends[1-i].self.VTEP.String())
 		nettest.Sh(t, e.ns, fmt.Sprintf("ip neigh replace %s dev eth0 lladdr 02:00:00:00:00:0%d", p.ends[1-i].self.VTEP, 2-i))
 	}
@@ -77,7 +95,7 @@ func vtep(i int, v6 bool) netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", i+1))
 }
 
-func newEnd(t *testing.T, i int, v6 bool, ciphers []ipsec.Cipher) *end {
+func newEnd(t *testing.T, i int, v6 bool, filter string, encap uint16, ciphers []ipsec.Cipher) *end {
 	t.Helper()
 	ns := nettest.Namespace(t)
 	e := &end{
@@ -88,19 +106,30 @@ func newEnd(t *testing.T, i int, v6 bool, ciphers []ipsec.Cipher) *end {
 		ciphers = ipsec.Preferred()
 	}
 	m, err := ipsec.NewMachine(e.self, ipsec.Config{
-		Port: port, Ciphers: ciphers, Rekey: time.Hour, Grace: 100 * time.Millisecond, Keep: time.Hour,
-		MaxPackets: ipsec.DefaultMaxPackets,
+		Port: port, Ciphers: ciphers, Rekey: time.Hour, Grace: grace, Keep: time.Hour,
+		MaxPackets: ipsec.DefaultMaxPackets, Encap: encap,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.machine = m
-	if e.filter, err = firewall.Open(t.Context(), ns); err != nil {
+	if filter == "nftables" {
+		e.filter, err = firewall.OpenNFTables(ns)
+	} else {
+		e.filter, err = firewall.OpenIPTables(ns, true)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { e.filter.Close() })
 	return e
 }
+
+// encapPort is that of ESP-in-UDP.
+const encapPort = 4500
+
+// grace is far shorter than the default, so that 200 rekeys end: a node has few epochs at once.
+const grace = 500 * time.Millisecond
 
 // round is one round of a daemon; it says whether anything was done.
 func (p *pair) round(e *end) (busy bool) {
@@ -138,10 +167,10 @@ func (p *pair) round(e *end) (busy bool) {
 	return busy
 }
 
-// rounds lets both run until they have had nothing to do for longer than the grace of old SAs.
+// rounds lets both run until they have had nothing to do for twice the grace of old SAs, of which nobody sees the beginning.
 func (p *pair) rounds() {
 	p.t.Helper()
-	for quiet := time.Now(); time.Since(quiet) < 150*time.Millisecond; {
+	for quiet := time.Now(); time.Since(quiet) < 2*grace; {
 		if p.round(p.ends[0]) || p.round(p.ends[1]) {
 			quiet = time.Now()
 		} else {
@@ -185,8 +214,8 @@ func in(t *testing.T, ns string, f func() error) {
 
 // sniffer counts what comes in at eth0 of the second host.
 type sniffer struct {
-	esp, plain, fragments, largest atomic.Int64
-	// last is an ESP packet, with its IP header.
+	esp, inUDP, plain, fragments, largest atomic.Int64
+	// last is an ESP packet to the second host, with its IPv4 header.
 	last atomic.Pointer[[]byte]
 }
 
@@ -244,10 +273,15 @@ func (s *sniffer) take(b []byte) {
 	case protocol == unix.IPPROTO_ESP:
 		s.esp.Add(1)
 		s.largest.Store(max(s.largest.Load(), int64(len(b))))
-		kept := slices.Clone(b)
-		s.last.Store(&kept)
+		if b[0]>>4 == 4 && netip.AddrFrom4([4]byte(b[16:20])) == vtep(1, false) {
+			kept := slices.Clone(b)
+			s.last.Store(&kept)
+		}
 	case protocol == unix.IPPROTO_UDP && binary.BigEndian.Uint16(b[header+2:]) == port:
 		s.plain.Add(1)
+	case protocol == unix.IPPROTO_UDP && binary.BigEndian.Uint16(b[header+2:]) == encapPort:
+		s.inUDP.Add(1)
+		s.largest.Store(max(s.largest.Load(), int64(len(b))))
 	}
 }
 
@@ -327,27 +361,25 @@ func flood(c *net.UDPConn, stop <-chan struct{}) (sent, lost int) {
 	const window = 8
 	got := map[uint32]bool{}
 	b := make([]byte, 64)
-	for n := uint32(0); ; n++ {
-		select {
-		case <-stop:
-			for i := range n {
-				if !got[i] {
-					lost++
-				}
-			}
-			return int(n), lost
-		default:
-		}
-		binary.BigEndian.PutUint32(b, n)
-		_, _ = c.Write(b)
-		limit := time.Now().Add(time.Second)
-		for uint32(len(got))+window <= n+1 && time.Now().Before(limit) {
+	await := func(n int, limit time.Time) {
+		in := make([]byte, 64)
+		for len(got) < n && time.Now().Before(limit) {
 			_ = c.SetReadDeadline(limit)
-			in := make([]byte, 64)
 			if k, err := c.Read(in); err == nil && k >= 4 {
 				got[binary.BigEndian.Uint32(in)] = true
 			}
 		}
+	}
+	for n := 0; ; n++ {
+		select {
+		case <-stop:
+			await(n, time.Now().Add(5*time.Second))
+			return n, n - len(got)
+		default:
+		}
+		binary.BigEndian.PutUint32(b, uint32(n))
+		_, _ = c.Write(b)
+		await(n+1-window, time.Now().Add(time.Second))
 	}
 }
 

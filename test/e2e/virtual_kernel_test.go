@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"os/exec"
@@ -14,43 +15,48 @@ import (
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
 
-// TestVirtualKernelTests runs kernel tests again in a virtual node, whose kernel has what this machine's may lack. There
-// they must not go without it: see the variable. No Docker is needed, so the kernel's start is most of what it costs.
+// TestVirtualKernelTests runs kernel tests again in virtual nodes: one whose kernel has what this machine's may lack, and
+// must have it (the variables say so), and one whose kernel lacks more. No Docker is needed, so the kernels' start is most
+// of what it costs. NETDRIVER_TEST_RUN chooses tests, NETDRIVER_TEST_BENCH benchmarks.
 func TestVirtualKernelTests(t *testing.T) {
-	l := ownLab(t, lab.Config{Kernels: map[int]lab.Kernel{1: {}}})
-	for _, c := range []struct{ name, pkg, env, run string }{
-		{"ESP", "ipsec/xfrm", "NETDRIVER_TEST_ESP=1", kernelTests()},
-		{"keys", "internal/keying", "NETDRIVER_TEST_ESP=1", "TestRealKernels"},
+	l := ownLab(t, lab.Config{Nodes: 2, Kernels: map[int]lab.Kernel{1: {}, 2: {Without: []string{"esp4", "nf_tables"}}}})
+	full, poor := l.Nodes[0], l.Nodes[1]
+	for _, c := range []struct {
+		name     string
+		node     *lab.Node
+		pkg, env string
+		run, has string // which tests, and what the output has to have
+	}{
+		{"ESP", full, "ipsec/xfrm", "NETDRIVER_TEST_ESP=1", os.Getenv("NETDRIVER_TEST_RUN"), "/linux"},
+		{"keys", full, "internal/keying", "NETDRIVER_TEST_ESP=1", "TestRealKernels", "/linux"},
+		{"no ESP", poor, "ipsec/xfrm", "", "Lacks|WithoutESP", "PASS: TestAKernelSaysWhatItLacks"},
+		{"old iptables", poor, "dataplane/firewall", "NETDRIVER_TEST_FILTER=iptables", "^TestOpen|^TestOnlyNodes.*/iptables",
+			"PASS: TestOnlyNodesOfTheClusterReachOurNetworks/iptables"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			program := filepath.Join(l.Dir, strings.ReplaceAll(c.pkg, "/", "-")+".test")
-			build := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", program, "../../"+c.pkg)
-			build.Env = append(os.Environ(), "CGO_ENABLED=0")
-			if out, err := build.CombinedOutput(); err != nil {
-				t.Fatalf("compile the tests of %s: %v\n%s", c.pkg, err, out)
-			}
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
-			out, err := l.Nodes[0].Exec(ctx, "env", c.env, "TMPDIR=/tmp", program, "-test.v", "-test.run", c.run,
-				"-test.bench", kernelBenchmarks(), "-test.benchtime", "5x")
+			out, err := c.node.Exec(ctx, "env", "TMPDIR=/tmp", cmp.Or(c.env, "A="), kernelTests(t, l, c.pkg), "-test.v",
+				"-test.run", c.run, "-test.bench", cmp.Or(os.Getenv("NETDRIVER_TEST_BENCH"), "^$"), "-test.benchtime", "5x")
 			t.Log(out)
 			if err != nil {
 				t.Error(err)
 			}
-			if !strings.Contains(out, "/linux") {
-				t.Error("no test ran with the kernel")
+			if !strings.Contains(out, c.has) {
+				t.Errorf("the output has no %q", c.has)
 			}
 		})
 	}
 }
 
-// kernelTests chooses some of the tests in a virtual node, by NETDRIVER_TEST_RUN: all, if that is not set.
-func kernelTests() string { return os.Getenv("NETDRIVER_TEST_RUN") }
-
-// kernelBenchmarks are run, too, with NETDRIVER_TEST_BENCH.
-func kernelBenchmarks() string {
-	if b := os.Getenv("NETDRIVER_TEST_BENCH"); b != "" {
-		return b
+// kernelTests compiles the tests of a package into the lab's directory, which all nodes see.
+func kernelTests(t *testing.T, l *lab.Lab, pkg string) string {
+	t.Helper()
+	program := filepath.Join(l.Dir, strings.ReplaceAll(pkg, "/", "-")+".test")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", program, "../../"+pkg)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("compile the tests of %s: %v\n%s", pkg, err, out)
 	}
-	return "^$"
+	return program
 }
