@@ -116,7 +116,12 @@ func TestAClusterGrowsLosesAMemberAndReplacesIt(t *testing.T) {
 			member = n
 		}
 	}
-	fresh := run(t, member, "netdriver", "cluster", "token")
+	// It may have become one just now, and begin anew with its store.
+	var fresh string
+	eventually(t, 20*time.Second, func() (err error) {
+		fresh, err = member.Exec(t.Context(), "netdriver", "cluster", "token")
+		return err
+	})
 
 	// The lost node returns: its certificate is refused. It joins anew, like any other.
 	if err := first.PowerOn(t.Context()); err != nil {
@@ -132,7 +137,7 @@ func TestAClusterGrowsLosesAMemberAndReplacesIt(t *testing.T) {
 	if err := first.StartDaemon(t.Context(), lab.DaemonConfig{}); err != nil {
 		t.Fatal(err)
 	}
-	run(t, first, "netdriver", "cluster", "join", fresh)
+	run(t, first, "netdriver", "cluster", "join", strings.TrimSpace(fresh))
 	if r, err := status(t, first); err != nil || len(r.Clients) != 2 {
 		t.Errorf("after it joined again: %+v, %v", r, err)
 	}
