@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -98,6 +100,10 @@ func busy(host []Interface, op Op, err error) error {
 	case op.Mode == Passthru || op.Kind == Macvlan && len(parent.Children) > 0:
 		return fmt.Errorf("parent %s is %w by another macvlan device: with macvlan_mode=passthru there can be only one: %w",
 			op.Parent, ErrTaken, err)
+	}
+	if errors.Is(err, unix.EBUSY) { // by devices that containers have: those are out of sight
+		return fmt.Errorf("parent %s is %w: macvlan, ipvlan, bridges and bonds exclude each other on one interface, and containers "+
+			"have devices of another kind on it; use their mode, or another parent: %w", op.Parent, ErrTaken, err)
 	}
 	return fmt.Errorf("parent %s: %w", op.Parent, err)
 }

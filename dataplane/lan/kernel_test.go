@@ -33,6 +33,8 @@ type world struct {
 	// parent switches eth1 off and on; hold gives the other host an address and returns its MAC.
 	parent func(t *testing.T, up bool)
 	hold   func(t *testing.T, a netip.Addr) vxlan.MAC
+	// ns are the namespaces of this host and of the other one; only with the real kernel.
+	ns [2]string
 	// path is where sandboxes are.
 	path func(i int) string
 }
@@ -88,7 +90,7 @@ func linuxWorld(t *testing.T) world {
 	}
 	t.Cleanup(func() { k.Close() })
 	return world{
-		kernel: k, path: func(i int) string { return filepath.Join(dir, fmt.Sprint("box", i)) },
+		kernel: k, ns: [2]string{host, far}, path: func(i int) string { return filepath.Join(dir, fmt.Sprint("box", i)) },
 		move: func(t *testing.T, i int, sandbox string) {
 			t.Helper()
 			name := PortName(endpointID(i))

@@ -276,3 +276,43 @@ func TestWithoutHostAccessTheHostDoesNotReachItsMacvlanContainers(t *testing.T) 
 		t.Error("the host reaches its container")
 	}
 }
+
+// A swarm's tasks get addresses of the LAN, each its own, and those that move keep none of a lost one's.
+func TestASwarmServiceOnMacvlanHasOneLANAddressForEachTask(t *testing.T) {
+	s := newSwarm(t, managedDriver, lab.Config{Nodes: 3})
+	network := s.network("lan", lanSubnet, "--gateway", "10.99.0.254", "--ip-range", "10.99.0.64/26",
+		"--opt", "mode=macvlan", "--opt", "parent="+lanSubnet)
+	manager := s.Nodes[0]
+	s.service(manager, "web", network, 3)
+	seen := map[string]bool{}
+	check := func() {
+		t.Helper()
+		s.within(20*time.Second, func() error {
+			clear(seen)
+			r := report(t, s.storeNode(), network)
+			for _, e := range r.Endpoints {
+				seen[e.Addresses[0].String()], seen[e.MAC.String()] = true, true
+			}
+			if len(r.Endpoints) != 3 || len(seen) != 6 {
+				return fmt.Errorf("%d endpoints with %d different addresses and MACs: %+v", len(r.Endpoints), len(seen), r.Endpoints)
+			}
+			return nil
+		})
+		for _, e := range report(t, s.storeNode(), network).Endpoints {
+			a := e.Addresses[0].String()
+			s.within(5*time.Second, func() error {
+				got, err := httpGet(t, s.Outside, a, 80)
+				if err == nil && !strings.HasPrefix(got, "web-") {
+					err = fmt.Errorf("%s says %q", a, got)
+				}
+				return err
+			})
+		}
+	}
+	check()
+	docker(t, manager, "service", "update", "--detach", "--force", "web")
+	s.running(manager, "web", 3)
+	check()
+	docker(t, manager, "service", "rm", "web")
+	s.within(30*time.Second, func() error { return s.leftovers(network, 0) })
+}

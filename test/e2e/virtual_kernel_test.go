@@ -32,6 +32,8 @@ func TestVirtualKernelTests(t *testing.T) {
 		{"no ESP", poor, "ipsec/xfrm", "", "Lacks|WithoutESP", "PASS: TestAKernelSaysWhatItLacks"},
 		{"old iptables", poor, "dataplane/firewall", "NETDRIVER_TEST_FILTER=iptables", "^TestOpen|^TestOnlyNodes.*/iptables",
 			"PASS: TestOnlyNodesOfTheClusterReachOurNetworks/iptables"},
+		{"LAN", full, "dataplane/lan", "NETDRIVER_TEST_LAN=1",
+			"TestAVLAN|TestAnIPvlan|TestBothKernels|TestAnInterface|TestWhoHas|TestAParentThatCannot", "/linux"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
