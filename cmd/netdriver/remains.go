@@ -11,6 +11,7 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/firewall"
+	"github.com/netdriver/netdriver/dataplane/lan"
 	"github.com/netdriver/netdriver/ipsec"
 	"github.com/netdriver/netdriver/ipsec/xfrm"
 )
@@ -33,6 +34,11 @@ func (r remains) Present(ctx context.Context, runDir string) ([]string, error) {
 		return nil, err
 	}
 	present = append(present, left...)
+	host, err := hostNetworks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	present = append(present, host...)
 	// Looking at the data plane makes the namespace, so it is not looked at unless there is one.
 	if bound, err := mountinfo.Mounted(r.netns(runDir)); err != nil || !bound {
 		return present, ignoreAbsent(err)
@@ -51,6 +57,9 @@ func (r remains) Present(ctx context.Context, runDir string) ([]string, error) {
 // Remove implements install.Kernel. The networks go by the data plane's own removal, which finds the interfaces in the
 // host's namespace too; the namespace goes when nothing is bound to it any more.
 func (r remains) Remove(ctx context.Context, runDir string) error {
+	if err := removeHostNetworks(ctx); err != nil {
+		return err
+	}
 	if bound, err := mountinfo.Mounted(r.netns(runDir)); err != nil || !bound {
 		return errors.Join(ignoreAbsent(err), purgeIPsec(ctx), firewall.Purge(ctx, ""))
 	}
@@ -115,4 +124,35 @@ func purgeIPsec(ctx context.Context) error {
 	return withIPsec(ctx, func(kernel ipsec.Kernel, have ipsec.State) error {
 		return kernel.Run(ctx, ipsec.Plan(have, ipsec.State{}), nil)
 	})
+}
+
+// hostNetworks lists what is left of the host's own networks. What containers have goes with them.
+func hostNetworks(ctx context.Context) (present []string, err error) {
+	err = withHostPlane(func(k lan.Kernel, _ *lan.Plane) error {
+		networks, err := k.Present(ctx)
+		for _, n := range networks {
+			if n.Name != "" {
+				present = append(present, "network "+n.Name)
+			}
+			if n.VLAN.Device != "" {
+				present = append(present, "VLAN interface "+n.VLAN.Device)
+			}
+		}
+		return err
+	})
+	return present, err
+}
+
+func removeHostNetworks(ctx context.Context) error {
+	return withHostPlane(func(_ lan.Kernel, p *lan.Plane) error {
+		return p.Sweep(ctx, func(string) bool { return false }, nil)
+	})
+}
+
+func withHostPlane(f func(lan.Kernel, *lan.Plane) error) error {
+	kernel, err := lan.OpenLinux("")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(kernel, lan.NewPlane(kernel, slog.New(slog.DiscardHandler))), kernel.Close())
 }

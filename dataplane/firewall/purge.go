@@ -50,8 +50,10 @@ func each(ns string, f func(Kernel) error) error {
 		return err
 	}
 	errs := []error{f(nft), nft.Close()}
-	if old, err := OpenIPTables(ns, true); err == nil {
-		errs = append(errs, f(old), old.Close())
+	for _, legacy := range []bool{true, false} { // they are one where a host has one kind only
+		if old, err := OpenIPTables(ns, legacy); err == nil {
+			errs = append(errs, f(old), old.Close())
+		}
 	}
 	return errors.Join(errs...)
 }
