@@ -52,6 +52,12 @@ func (reports) Trace(_ context.Context, a diag.Ask) (diag.Trace, error) {
 		Destination: diag.Party{Name: a.Destination}}, nil
 }
 
+func (reports) Diff(_ context.Context, network string) (diag.DiffReport, error) {
+	return diag.DiffReport{Schema: diag.DiffSchema, Node: "node1", Networks: []diag.NetworkDiff{
+		{Network: network, Commands: []string{"ip link set ndb1 up"}},
+	}}, nil
+}
+
 func (reports) Health(context.Context) diag.Health { return diag.Health{} }
 
 // startReports serves reports as a daemon does, and returns its run directory.

@@ -156,6 +156,7 @@ type looker interface {
 	Nodes(ctx context.Context) (diag.NodesReport, error)
 	Check(ctx context.Context, peer string) (diag.CheckReport, error)
 	Trace(ctx context.Context, a diag.Ask) (diag.Trace, error)
+	Diff(ctx context.Context, network string) (diag.DiffReport, error)
 }
 
 // look puts a question to the daemon, or answers it here if none runs.

@@ -218,6 +218,8 @@ func assemble(
 		{"local socket", func(ctx context.Context) error {
 			local := control.NewServer(diagnosis, log)
 			local.Handle("/v1/cluster/", joined.Handler())
+			local.Handle("POST /v1/repair/{name}", handleRepair(d))
+			local.Handle("POST /v1/ipam/check", handleLeaks(s))
 			return local.Serve(ctx, control.SocketPath(cfg.RunDir))
 		}},
 		{"plugin", func(ctx context.Context) error { return doors.Serve(ctx, filepath.Join(cfg.SocketDir, pluginSocket)) }},

@@ -54,6 +54,11 @@ func (c *Client) Trace(ctx context.Context, a diag.Ask) (diag.Trace, error) {
 	return get[diag.Trace](ctx, c, "/v1/trace?"+q.Encode())
 }
 
+// Diff returns what the kernel lacks of one network, or of all if network is empty.
+func (c *Client) Diff(ctx context.Context, network string) (diag.DiffReport, error) {
+	return get[diag.DiffReport](ctx, c, "/v1/diff?"+url.Values{"network": {network}}.Encode())
+}
+
 // Change asks the daemon to change something, and reads its answer into answer. A question of type io.Reader is sent as it
 // is.
 func (c *Client) Change(ctx context.Context, path string, question, answer any) error {

@@ -71,6 +71,12 @@ func (reporter) Trace(_ context.Context, a diag.Ask) (diag.Trace, error) {
 		Destination: diag.Party{Name: a.Destination}}, nil
 }
 
+func (reporter) Diff(_ context.Context, network string) (diag.DiffReport, error) {
+	return diag.DiffReport{Schema: diag.DiffSchema, Node: "node1", Networks: []diag.NetworkDiff{
+		{Network: network, Commands: []string{"ip link set ndb1 up"}},
+	}}, nil
+}
+
 func (reporter) Health(context.Context) diag.Health {
 	return diag.Health{Schema: diag.Schema, Node: "node1"}
 }

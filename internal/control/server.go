@@ -34,6 +34,7 @@ type Reporter interface {
 	Health(ctx context.Context) diag.Health
 	Check(ctx context.Context, peer string) (diag.CheckReport, error)
 	Trace(ctx context.Context, a diag.Ask) (diag.Trace, error)
+	Diff(ctx context.Context, network string) (diag.DiffReport, error)
 }
 
 // Server answers on the local socket.
@@ -63,11 +64,14 @@ func NewServer(r Reporter, log *slog.Logger) *Server {
 			Source: req.FormValue("from"), Destination: req.FormValue("to"), Network: req.FormValue("network"),
 		})
 	})
+	handle(s, "/v1/diff", func(ctx context.Context, req *http.Request) (diag.DiffReport, error) {
+		return r.Diff(ctx, req.FormValue("network"))
+	})
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
 		s.write(
 			w,
 			http.StatusNotFound,
-			failure{fmt.Sprintf("no report %s: there are GET /v1/networks, /v1/networks/NAME, /v1/nodes, /v1/health, /v1/check, /v1/trace",
+			failure{fmt.Sprintf("no report %s: there are GET /v1/networks, /v1/networks/NAME, /v1/nodes, /v1/health, /v1/check, /v1/trace, /v1/diff",
 				req.URL.Path)},
 		)
 	})

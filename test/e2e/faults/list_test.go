@@ -2,90 +2,255 @@
 
 package faults
 
-import "fmt"
+import (
+	"context"
+	"fmt"
+	"strings"
 
-// faults is the list.
+	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/test/e2e/lab"
+)
+
+// faults is the list. What a daemon repairs by itself within moments is broken while it is stopped.
 func (w *world) faults() []fault {
+	return append(append(append(w.wireFaults(), w.containerFaults()...), w.kernelFaults()...), w.hostFaults()...)
+}
+
+// command makes an injection of a command on a node.
+func command(n *lab.Node, args ...string) func(*world) {
+	return func(w *world) { w.run(n, args...) }
+}
+
+// wireFaults are between the VXLAN devices.
+func (w *world) wireFaults() []fault {
 	n1, n2 := w.Nodes[0], w.Nodes[1]
-	rule := func(n int, args ...string) (add, del func(*world)) {
-		node := w.Nodes[n-1]
-		do := func(verb string) func(*world) {
-			return func(w *world) { w.run(node, append([]string{"iptables", verb}, args...)...) }
-		}
-		return do("-I"), do("-D")
+	input := []string{"INPUT", "-p", "udp", "--dport", "4789", "-s", n1.Addr.String(), "-j", "DROP"}
+	output := []string{"OUTPUT", "-p", "udp", "--dport", "4789", "-d", n2.Addr.String(), "-j", "DROP"}
+	iptables := func(n *lab.Node, verb string, rule []string) func(*world) {
+		return command(n, append([]string{"iptables", verb}, rule...)...)
 	}
-	inputAdd, inputDel := rule(2, "INPUT", "-p", "udp", "--dport", "4789", "-s", n1.Addr.String(), "-j", "DROP")
-	outputAdd, outputDel := rule(1, "OUTPUT", "-p", "udp", "--dport", "4789", "-d", n2.Addr.String(), "-j", "DROP")
 	return []fault{
 		{
-			name: "udp_dropped_by_the_receiver", inject: inputAdd, repair: inputDel, dead: true,
+			name: "udp_dropped_by_the_receiver", inject: iptables(n2, "-I", input), repair: iptables(n2, "-D", input), dead: true,
 			says: []string{"packet filter of n2", "4789", "remove that rule"},
 		},
 		{
-			name: "udp_dropped_by_the_sender", inject: outputAdd, repair: outputDel, dead: true,
+			name: "udp_dropped_by_the_sender", inject: iptables(n1, "-I", output), repair: iptables(n1, "-D", output), dead: true,
 			says: []string{"packet filter of n1", "remove that rule"},
 		},
 		{
+			name: "check_finds_the_rule_of_the_sender", inject: iptables(n1, "-I", output), repair: iptables(n1, "-D", output), dead: true,
+			verb: []string{"check"}, says: []string{"n1", "4789", "remove that rule"}, also: []string{"n2"},
+		},
+		{
 			name: "udp_blocked_between_the_hosts_one_way", dead: true,
-			inject: func(w *world) { w.between(n2.Name, true) },
-			repair: func(w *world) { w.between(n2.Name, false) },
-			says:   []string{"between the hosts drops UDP port 4789", "n1", "n2"},
+			inject: func(w *world) { w.onSwitch("n2", "") }, repair: func(w *world) { w.clearSwitch() },
+			says: []string{"between the hosts drops UDP port 4789", "n1", "n2"},
+		},
+		{
+			name: "check_finds_the_way_to_a_peer_blocked", dead: true,
+			inject: func(w *world) { w.onSwitch("n2", "") }, repair: func(w *world) { w.clearSwitch() },
+			verb: []string{"check", "--peer", "n2"}, says: []string{"between the hosts drops UDP port 4789", "n1", "n2"},
 		},
 		{
 			name: "underlay_smaller_than_its_device_says", large: true,
-			inject: func(w *world) { w.largeBetween(n2.Name, true) },
-			repair: func(w *world) { w.largeBetween(n2.Name, false) },
-			says:   []string{"carries less than the 1500 bytes", "--opt mtu="},
+			inject: func(w *world) { w.onSwitch("n2", "meta length 1400-1600") }, repair: func(w *world) { w.clearSwitch() },
+			says: []string{"carries less than the 1500 bytes", "--opt mtu="},
 		},
 		{
-			name: "the_container's_interface_is_down", dead: true,
-			inject: func(w *world) { w.inContainer(n2, "ip", "link", "set", "eth0", "down") },
-			repair: func(w *world) { w.inContainer(n2, "ip", "link", "set", "eth0", "up") },
-			says:   []string{"interface eth0 in the container is down", "n2"},
+			name:   "underlay_device_too_small",
+			inject: command(n2, "ip", "link", "set", "eth0", "mtu", "1300"), repair: command(n2, "ip", "link", "set", "eth0", "mtu", "1500"),
+			says: []string{"n2", "eth0 has MTU 1300", "packets of this network need 1500"},
+		},
+		{
+			name:   "half_of_the_packets_lost",
+			inject: func(w *world) { w.onSwitch("n2", "numgen random mod 2 0") }, repair: func(w *world) { w.clearSwitch() },
+			says: []string{"packets", "n1", "n2", "between the hosts"},
+		},
+		{
+			name: "no_route_to_the_peer", dead: true,
+			inject: command(n1, "ip", "route", "add", "unreachable", n2.Addr.String()),
+			repair: command(n1, "ip", "route", "del", "unreachable", n2.Addr.String()),
+			says:   []string{"n1", "no route to n2"},
+		},
+	}
+}
+
+// containerFaults are at the containers' ends.
+func (w *world) containerFaults() []fault {
+	n1, n2 := w.Nodes[0], w.Nodes[1]
+	in := func(n *lab.Node, args ...string) func(*world) { return func(w *world) { w.inContainer(n, args...) } }
+	return []fault{
+		{
+			name: "the_interface_in_the_container_is_down", dead: true,
+			inject: in(n2, "ip", "link", "set", "eth0", "down"), repair: in(n2, "ip", "link", "set", "eth0", "up"),
+			says: []string{"interface eth0 in the container is down", "n2"},
+		},
+		{
+			name: "the_address_was_taken_off", dead: true,
+			inject: in(n2, "ip", "address", "flush", "dev", "eth0"),
+			repair: in(n2, "ip", "address", "add", w.address["n2"]+"/24", "dev", "eth0"),
+			says:   []string{"does not have its address " + w.address["n2"], "n2"},
 		},
 		{
 			name: "wrong_neighbour_in_the_container", dead: true,
-			inject: func(w *world) {
-				w.inContainer(n1, "ip", "neigh", "replace", w.address["n2"], "lladdr", "02:00:00:00:00:99", "dev", "eth0")
-			},
-			repair: func(w *world) { w.inContainer(n1, "ip", "neigh", "del", w.address["n2"], "dev", "eth0") },
+			inject: in(n1, "ip", "neigh", "replace", w.address["n2"], "lladdr", "02:00:00:00:00:99", "dev", "eth0"),
+			repair: in(n1, "ip", "neigh", "del", w.address["n2"], "dev", "eth0"),
 			says:   []string{"believes that " + w.address["n2"] + " has MAC 02:00:00:00:00:99", "ip neigh del"},
 		},
 		{
 			name: "filter_in_the_container", dead: true,
-			inject: func(w *world) { w.inContainer(n2, "iptables", "-I", "INPUT", "-p", "icmp", "-j", "DROP") },
-			repair: func(w *world) { w.inContainer(n2, "iptables", "-D", "INPUT", "-p", "icmp", "-j", "DROP") },
+			inject: in(n2, "iptables", "-I", "INPUT", "-p", "icmp", "-j", "DROP"),
+			repair: in(n2, "iptables", "-D", "INPUT", "-p", "icmp", "-j", "DROP"),
 			says:   []string{"packet filter in the container", "n2"},
 		},
 		{
-			name: "peer_daemon_dead",
-			inject: func(w *world) {
-				if err := n2.KillDaemon(); err != nil {
-					w.t.Fatal(err)
-				}
-			},
-			repair: func(w *world) { w.startDaemon(n2) },
-			says:   []string{"daemon of n2", "netdriver run"},
+			name: "another_MAC_is_dropped_as_policy", dead: true,
+			inject: func(w *world) { w.setMAC(n1, "02:00:00:00:00:77") },
+			repair: func(w *world) { w.setMAC(n1, w.mac) },
+			says:   []string{"n1", "has MAC 02:00:00:00:00:77", "guard drops"},
 		},
 	}
 }
 
-// between drops the first node's VXLAN packets to another one on the switch between them.
-func (w *world) between(to string, on bool) { w.onSwitch(to, on, "ip protocol udp udp dport 4789") }
-
-// largeBetween drops packets that are nearly as large as the device allows.
-func (w *world) largeBetween(to string, on bool) {
-	w.onSwitch(to, on, "ip protocol udp udp dport 4789 meta length 1400-1600")
+// setMAC gives the interface in a container another address; its routes stay.
+func (w *world) setMAC(n *lab.Node, mac string) {
+	w.inContainer(n, "ip", "link", "set", "eth0", "address", mac)
 }
 
-// onSwitch makes or removes a filter of the bridge that is the lab's switch.
-func (w *world) onSwitch(to string, on bool, match string) {
-	w.t.Helper()
-	if !on {
-		w.run(w.Outside, "nft", "delete", "table", "bridge", "fault")
-		return
+// kernelFaults are in netdriver's namespace, while its daemon is stopped.
+func (w *world) kernelFaults() []fault {
+	n1, n2 := w.Nodes[0], w.Nodes[1]
+	stopped := func(n *lab.Node, args ...string) func(*world) {
+		return func(w *world) {
+			w.freeze(n)
+			w.inside(n, args...)
+		}
 	}
+	// What was broken is repaired by the daemon.
+	thaw := func(n *lab.Node) func(*world) { return func(w *world) { w.thaw(n) } }
+	return []fault{
+		{
+			name: "forwarding_entry_to_the_wrong_host", dead: true, repair: thaw(n1),
+			inject: func(w *world) {
+				w.freeze(n1)
+				w.inside(n1, "bridge", "fdb", "replace", w.peerMAC, "dev", w.vxlan(), "dst", w.Nodes[2].Addr.String(), "self", "permanent")
+			},
+			says: []string{"n1", "sends frames for " + w.peerMAC + " to " + w.Nodes[2].Addr.String(), "endpoint is on n2"},
+		},
+		{
+			name: "forwarding_entries_deleted", repair: thaw(n1), // flooded meanwhile
+			inject: func(w *world) {
+				w.freeze(n1)
+				w.inside(n1, "bridge", "fdb", "del", w.peerMAC, "dev", w.vxlan(), "dst", n2.Addr.String(), "self")
+			},
+			says: []string{"n1", "no forwarding entry for " + w.peerMAC, "n2"},
+		},
+		{
+			name: "port_down", dead: true, inject: stopped(n2, "ip", "link", "set", w.port(n2), "down"), repair: thaw(n2),
+			says: []string{"n2", "port " + w.port(n2) + " is down"}, offline: n2,
+		},
+		{
+			name: "bridge_down", dead: true, inject: stopped(n1, "ip", "link", "set", w.bridge(), "down"), repair: thaw(n1),
+			says: []string{"n1", "bridge " + w.bridge() + " is down"}, offline: n1,
+		},
+		{
+			name: "vxlan_device_off_the_bridge", dead: true, inject: stopped(n1, "ip", "link", "set", w.vxlan(), "nomaster"), repair: thaw(n1),
+			says: []string{"n1", "VXLAN device " + w.vxlan() + " is not on the network's bridge"}, offline: n1,
+		},
+		{
+			name: "vxlan_device_with_a_small_MTU", large: true, inject: stopped(n1, "ip", "link", "set", w.vxlan(), "mtu", "1200"), repair: thaw(n1),
+			says: []string{"n1", "VXLAN device " + w.vxlan() + " has MTU 1200"}, offline: n1,
+		},
+		{
+			name: "filter_in_netdrivers_namespace", dead: true,
+			inject: func(w *world) {
+				w.inside(n2, "nft", "add table bridge fault; add chain bridge fault forward { type filter hook forward priority 0; }; "+
+					"add rule bridge fault forward ip protocol icmp counter drop")
+			},
+			repair: func(w *world) { w.inside(n2, "nft", "delete", "table", "bridge", "fault") },
+			says:   []string{"packet filter in netdriver's namespace of n2", "bridge fault forward", "icmp"},
+		},
+	}
+}
+
+// hostFaults are of daemons, stores and disks.
+func (w *world) hostFaults() []fault {
+	n2, n3 := w.Nodes[1], w.Nodes[2]
+	return []fault{
+		{
+			name: "peer_daemon_dead", inject: func(w *world) { w.kill(n2) }, repair: func(w *world) { w.startDaemon(n2) },
+			says: []string{"daemon of n2", "netdriver run"},
+		},
+		{
+			name: "peer_host_cut_off", dead: true,
+			inject: command(n2, "ip", "link", "set", "eth0", "down"),
+			repair: func(w *world) {
+				w.run(n2, "ip", "link", "set", "eth0", "up")
+				w.run(n2, "ip", "route", "replace", "default", "via", w.Outside.Addr.String())
+			},
+			says: []string{"n2", "down"},
+		},
+		{
+			name: "own_daemon_dead", on: n3, inject: func(w *world) { w.kill(n3) }, repair: func(w *world) { w.startDaemon(n3) },
+			verb: []string{"check"}, says: []string{"n3", "custom-overlay.sock", "start the daemon"}, also: []string{"sock", "n3"},
+		},
+		{
+			name: "another_vxlan_device_with_the_VNI", on: n3,
+			inject: func(w *world) {
+				w.kill(n3)
+				w.inside(n3, "ip", "link", "del", w.vxlan())
+				w.run(n3, "ip", "link", "add", "rogue", "type", "vxlan", "id", fmt.Sprint(w.vni), "dstport", "4789", "dev", "eth0")
+			},
+			repair: func(w *world) {
+				w.run(n3, "ip", "link", "del", "rogue")
+				w.startDaemon(n3)
+			},
+			verb: []string{"check"}, says: []string{"another VXLAN device rogue", "ip link del rogue"}, also: []string{""},
+		},
+		{
+			name: "the_socket_was_removed", on: n3,
+			inject: command(n3, "mv", "/run/docker/plugins/custom-overlay.sock", "/run/docker/plugins/gone"),
+			repair: command(n3, "mv", "/run/docker/plugins/gone", "/run/docker/plugins/custom-overlay.sock"),
+			verb:   []string{"check"}, says: []string{"custom-overlay.sock is not there", "restart"},
+		},
+		{
+			name: "forwarding_switched_off", on: n3,
+			inject: command(n3, "sysctl", "-qw", "net.ipv4.ip_forward=0"), repair: command(n3, "sysctl", "-qw", "net.ipv4.ip_forward=1"),
+			verb: []string{"check"}, says: []string{"the host forwards no packets", "ip_forward=1"},
+		},
+	}
+}
+
+// freeze ends a node's daemon, so that nothing is repaired.
+func (w *world) freeze(n *lab.Node) { w.kill(n) }
+
+func (w *world) thaw(n *lab.Node) { w.startDaemon(n) }
+
+func (w *world) kill(n *lab.Node) {
+	w.t.Helper()
+	if err := n.KillDaemon(); err != nil && !strings.Contains(err.Error(), unix.ESRCH.Error()) {
+		w.t.Fatal(err)
+	}
+}
+
+// onSwitch drops the first node's VXLAN packets to another one, those that match, on the switch between them.
+func (w *world) onSwitch(to, match string) {
+	w.t.Helper()
 	n := map[string]int{"n1": 0, "n2": 1, "n3": 2}[to]
 	w.run(w.Outside, "nft", fmt.Sprintf("add table bridge fault; add chain bridge fault forward { type filter hook forward priority 0; }; "+
-		"add rule bridge fault forward ip saddr %s ip daddr %s %s drop", w.Nodes[0].Addr, w.Nodes[n].Addr, match))
+		"add rule bridge fault forward ip saddr %s ip daddr %s ip protocol udp udp dport 4789 %s drop", w.Nodes[0].Addr, w.Nodes[n].Addr, match))
+}
+
+func (w *world) clearSwitch() { w.run(w.Outside, "nft", "delete", "table", "bridge", "fault") }
+
+// containerMAC is the address of the interface in a container.
+func (w *world) containerMAC(n *lab.Node) string {
+	w.t.Helper()
+	out, err := n.Docker(context.WithoutCancel(w.t.Context()), "inspect", "--format", "{{.NetworkSettings.Networks."+network+".MacAddress}}", "c-"+n.Name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
 }

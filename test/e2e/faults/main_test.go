@@ -35,7 +35,9 @@ type world struct {
 	certificates map[netip.Addr]*lab.Certificate
 	// address of the container of each node, and the endpoint's id.
 	address, endpoint map[string]string
-	vni               uint32
+	// mac and peerMAC are those of the first two containers.
+	mac, peerMAC string
+	vni          uint32
 }
 
 // newWorld builds it.
@@ -103,6 +105,7 @@ func (w *world) populate() {
 	var r diag.NetworkReport
 	w.ask(w.Nodes[0], &r, "inspect", network)
 	w.vni = uint32(r.VNI)
+	w.mac, w.peerMAC = w.containerMAC(w.Nodes[0]), w.containerMAC(w.Nodes[1])
 }
 
 // run runs a command on a node.
