@@ -236,7 +236,7 @@ func (s *scene) examineEntries(bridge host.Link) {
 			s.fault(placeVXLAN, repaired, "the VXLAN device %s sends frames for %s to %s, and the endpoint is on %s (%s)",
 				v.Name, e.MAC, vteps[0], e.Node, e.VTEP)
 		}
-		if on != v.Index {
+		if on != v.Index && v.Master == bridge.Index {
 			s.fault(placeBridge, repaired, "the bridge %s does not know that %s is behind the VXLAN device", bridge.Name, e.MAC)
 		}
 	}

@@ -180,7 +180,8 @@ func (p *path) explained(a, b Hop) bool {
 			if f.Harmless || node != a.Node && node != b.Node {
 				continue
 			}
-			if f.Place == a.Place && node == a.Node || f.Place == b.Place && node == b.Node || p.inside(f.Place, a, b) ||
+			if f.Place == a.Place && node == a.Node || f.Place == b.Place && node == b.Node || inside(f.Place, a, b) ||
+				node == a.Node && a.Node != b.Node && (f.Place == placeVXLAN || f.Place == placeUnderlay) ||
 				behind(f.Place, a) && node == a.Node || behind(f.Place, b) && node == b.Node {
 				return true
 			}
@@ -196,7 +197,7 @@ func behind(place string, h Hop) bool {
 }
 
 // inside says whether the bridge or the underlay's host is between two hops.
-func (p *path) inside(place string, a, b Hop) bool {
+func inside(place string, a, b Hop) bool {
 	ours := func(h Hop) bool { return h.Place == placeVXLAN || strings.HasPrefix(h.Place, placePort) }
 	return place == placeBridge && ours(a) && ours(b) ||
 		place == placeVXLAN && ours(a) && !(strings.HasPrefix(a.Place, placePort) && strings.HasPrefix(b.Place, placePort)) ||

@@ -12,7 +12,7 @@ type End struct {
 	ID        string       `json:"id"`
 	Node      string       `json:"node"`
 	VTEP      netip.Addr   `json:"vtep"`
-	MAC       vxlan.MAC    `json:"mac"`
+	MAC       vxlan.MAC    `json:"mac,omitzero"`
 	Addresses []netip.Addr `json:"addresses"`
 }
 

@@ -45,6 +45,7 @@ func TestFaults(t *testing.T) {
 			defer func() {
 				if !repaired {
 					f.repair(w)
+					w.healthy("after the repair")
 				}
 			}()
 			w.eventually(10*time.Second, func() error { return w.symptom(f) })
@@ -133,6 +134,10 @@ func (w *world) healthy(when string) {
 		var n diag.NetworkReport
 		if w.ask(w.Nodes[0], &n, "inspect", network); n.Verdict != diag.Healthy {
 			return fmt.Errorf("%s: inspect: %+v", when, n.Reasons)
+		}
+		var c diag.CheckReport
+		if w.ask(w.Nodes[2], &c, "check"); c.Verdict != diag.Healthy {
+			return fmt.Errorf("%s: check: %+v", when, c.Findings)
 		}
 		var r diag.Trace
 		if w.ask(w.Nodes[0], &r, "trace", "c-n1", "c-n2"); r.Verdict != diag.Healthy || r.PathMTU != r.MTU {

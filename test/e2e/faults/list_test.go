@@ -121,7 +121,7 @@ func (w *world) setMAC(n *lab.Node, mac string) {
 
 // kernelFaults are in netdriver's namespace, while its daemon is stopped.
 func (w *world) kernelFaults() []fault {
-	n1, n2 := w.Nodes[0], w.Nodes[1]
+	n1, n2 := w.Nodes[0], w.Nodes[1] // the first has the store
 	stopped := func(n *lab.Node, args ...string) func(*world) {
 		return func(w *world) {
 			w.freeze(n)
@@ -132,36 +132,44 @@ func (w *world) kernelFaults() []fault {
 	thaw := func(n *lab.Node) func(*world) { return func(w *world) { w.thaw(n) } }
 	return []fault{
 		{
-			name: "forwarding_entry_to_the_wrong_host", dead: true, repair: thaw(n1),
-			inject: func(w *world) {
-				w.freeze(n1)
-				w.inside(n1, "bridge", "fdb", "replace", w.peerMAC, "dev", w.vxlan(), "dst", w.Nodes[2].Addr.String(), "self", "permanent")
-			},
-			says: []string{"n1", "sends frames for " + w.peerMAC + " to " + w.Nodes[2].Addr.String(), "endpoint is on n2"},
+			name: "forwarding_entry_to_the_wrong_host", dead: true, repair: thaw(n2), offline: n2,
+			inject: stopped(n2, "bridge", "fdb", "replace", w.mac, "dev", w.vxlan(), "dst", w.Nodes[2].Addr.String(), "self", "permanent"),
+			says:   []string{"n2", "sends frames for " + w.mac + " to " + w.Nodes[2].Addr.String(), "endpoint is on n1"},
 		},
 		{
-			name: "forwarding_entries_deleted", repair: thaw(n1), // flooded meanwhile
-			inject: func(w *world) {
-				w.freeze(n1)
-				w.inside(n1, "bridge", "fdb", "del", w.peerMAC, "dev", w.vxlan(), "dst", n2.Addr.String(), "self")
-			},
-			says: []string{"n1", "no forwarding entry for " + w.peerMAC, "n2"},
+			name: "forwarding_entry_deleted", repair: thaw(n2), offline: n2, // frames are flooded meanwhile
+			inject: stopped(n2, "bridge", "fdb", "del", w.mac, "dev", w.vxlan(), "dst", n1.Addr.String(), "self"),
+			says:   []string{"n2", "no forwarding entry for " + w.mac, "n1"},
+		},
+		{
+			name: "wrong_neighbour_on_the_bridge", repair: thaw(n2), offline: n2, // which containers ask when theirs is old
+			inject: stopped(n2, "ip", "neigh", "replace", w.address["n1"], "lladdr", "02:00:00:00:00:66", "dev", w.bridge(), "nud", "permanent"),
+			says:   []string{"n2", "answers that " + w.address["n1"] + " has MAC 02:00:00:00:00:66"},
 		},
 		{
 			name: "port_down", dead: true, inject: stopped(n2, "ip", "link", "set", w.port(n2), "down"), repair: thaw(n2),
 			says: []string{"n2", "port " + w.port(n2) + " is down"}, offline: n2,
 		},
 		{
-			name: "bridge_down", dead: true, inject: stopped(n1, "ip", "link", "set", w.bridge(), "down"), repair: thaw(n1),
-			says: []string{"n1", "bridge " + w.bridge() + " is down"}, offline: n1,
+			name: "bridge_down", dead: true, inject: stopped(n2, "ip", "link", "set", w.bridge(), "down"), repair: thaw(n2),
+			says: []string{"n2", "bridge " + w.bridge() + " is down"}, offline: n2,
 		},
 		{
-			name: "vxlan_device_off_the_bridge", dead: true, inject: stopped(n1, "ip", "link", "set", w.vxlan(), "nomaster"), repair: thaw(n1),
-			says: []string{"n1", "VXLAN device " + w.vxlan() + " is not on the network's bridge"}, offline: n1,
+			name: "vxlan_device_off_the_bridge", dead: true, inject: stopped(n2, "ip", "link", "set", w.vxlan(), "nomaster"), repair: thaw(n2),
+			says: []string{"n2", "VXLAN device " + w.vxlan() + " is not on the network's bridge"}, offline: n2,
 		},
 		{
-			name: "vxlan_device_with_a_small_MTU", large: true, inject: stopped(n1, "ip", "link", "set", w.vxlan(), "mtu", "1200"), repair: thaw(n1),
-			says: []string{"n1", "VXLAN device " + w.vxlan() + " has MTU 1200"}, offline: n1,
+			name: "vxlan_device_gone", dead: true, inject: stopped(n2, "ip", "link", "del", w.vxlan()), repair: thaw(n2),
+			says: []string{"n2", "VXLAN device " + w.vxlan() + " is gone"}, offline: n2,
+		},
+		{
+			name: "vxlan_device_with_a_small_MTU", large: true, inject: stopped(n2, "ip", "link", "set", w.vxlan(), "mtu", "1200"), repair: thaw(n2),
+			says: []string{"n2", "VXLAN device " + w.vxlan() + " has MTU 1200"}, offline: n2,
+		},
+		{
+			name: "bridged_frames_sent_through_iptables", offline: n2, repair: thaw(n2),
+			inject: stopped(n2, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"),
+			says:   []string{"n2", "bridge-nf-call-iptables is on"},
 		},
 		{
 			name: "filter_in_netdrivers_namespace", dead: true,
@@ -214,6 +222,33 @@ func (w *world) hostFaults() []fault {
 			inject: command(n3, "mv", "/run/docker/plugins/custom-overlay.sock", "/run/docker/plugins/gone"),
 			repair: command(n3, "mv", "/run/docker/plugins/gone", "/run/docker/plugins/custom-overlay.sock"),
 			verb:   []string{"check"}, says: []string{"custom-overlay.sock is not there", "restart"},
+		},
+		{
+			name: "disk_full", on: n3,
+			inject: command(n3, "mount", "-t", "tmpfs", "-o", "size=8m", "full", n3.Dir+"/netdriver"),
+			repair: command(n3, "umount", n3.Dir+"/netdriver"),
+			verb:   []string{"check"}, says: []string{"MiB are free under " + n3.Dir, "make room"},
+		},
+		{
+			name: "store_unreachable", on: n3,
+			inject: command(n3, "iptables", "-I", "OUTPUT", "-p", "tcp", "--dport", "2379", "-j", "DROP"),
+			repair: command(n3, "iptables", "-D", "OUTPUT", "-p", "tcp", "--dport", "2379", "-j", "DROP"),
+			verb:   []string{"check"}, says: []string{"n3", "the store does not answer", "existing traffic goes on"},
+		},
+		{
+			name: "rp_filter_and_an_asymmetric_route", dead: true,
+			inject: func(w *world) {
+				w.run(n2, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1")
+				w.run(n2, "ip", "link", "add", "other", "type", "veth", "peer", "name", "another")
+				w.run(n2, "ip", "link", "set", "another", "up")
+				w.run(n2, "ip", "link", "set", "other", "up")
+				w.run(n2, "ip", "route", "add", w.Nodes[0].Addr.String(), "dev", "other")
+			},
+			repair: func(w *world) {
+				w.run(n2, "ip", "link", "del", "other")
+				w.run(n2, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
+			},
+			says: []string{"n2 drops packets by rp_filter"}, also: []string{"n2"},
 		},
 		{
 			name: "forwarding_switched_off", on: n3,
