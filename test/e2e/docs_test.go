@@ -97,7 +97,8 @@ func TestEveryCommandInTheDocumentsWorks(t *testing.T) {
 	ran := 0
 	for _, file := range []string{
 		"README.md", "docs/networks.md", "docs/isolation.md", "docs/operations.md", "docs/inspect.md", "docs/volumes.md", "docs/volumes-nfs.md",
-		"docs/volumes-efs.md", "docs/volumes-glusterfs.md", "docs/volumes-cephfs.md", "docs/volumes-local.md", "CONTRIBUTING.md",
+		"docs/volumes-efs.md", "docs/volumes-glusterfs.md", "docs/volumes-cephfs.md", "docs/volumes-local.md", "docs/troubleshooting.md",
+		"CONTRIBUTING.md",
 	} {
 		lines := commands(t, file)
 		if strings.Contains(strings.Join(lines, "\n"), "docker network create") {

@@ -236,21 +236,6 @@ func (w *world) hostFaults() []fault {
 			verb:   []string{"check"}, says: []string{"n3", "the store does not answer", "existing traffic goes on"},
 		},
 		{
-			name: "rp_filter_and_an_asymmetric_route", dead: true,
-			inject: func(w *world) {
-				w.run(n2, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1")
-				w.run(n2, "ip", "link", "add", "other", "type", "veth", "peer", "name", "another")
-				w.run(n2, "ip", "link", "set", "another", "up")
-				w.run(n2, "ip", "link", "set", "other", "up")
-				w.run(n2, "ip", "route", "add", w.Nodes[0].Addr.String(), "dev", "other")
-			},
-			repair: func(w *world) {
-				w.run(n2, "ip", "link", "del", "other")
-				w.run(n2, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
-			},
-			says: []string{"n2 drops packets by rp_filter"}, also: []string{"n2"},
-		},
-		{
 			name: "forwarding_switched_off", on: n3,
 			inject: command(n3, "sysctl", "-qw", "net.ipv4.ip_forward=0"), repair: command(n3, "sysctl", "-qw", "net.ipv4.ip_forward=1"),
 			verb: []string{"check"}, says: []string{"the host forwards no packets", "ip_forward=1"},
