@@ -304,7 +304,7 @@ func (l *realLab) withESP(t *testing.T) {
 
 	t.Run("rekeyed each second", func(t *testing.T) {
 		stop := l.capture()
-		const d = 60 * time.Second
+		const d = 40 * time.Second
 		before := l.epoch(a)
 		one, two := a.flood(b, d), l.hosts[2].flood(a, d)
 		for _, f := range []func() (int, int){one, two} {
@@ -312,10 +312,15 @@ func (l *realLab) withESP(t *testing.T) {
 				t.Errorf("%d of %d pings were answered", got, sent)
 			}
 		}
-		if n := l.epoch(a) - before; n < 20 {
+		for _, h := range l.hosts {
+			if p, err := h.keying.Protection(t.Context()); err != nil || p.Drops != (store.ProtectionDrops{PlainIn: p.Drops.PlainIn, PlainOut: p.Drops.PlainOut}) {
+				t.Errorf("%s has dropped %+v, %v", h.node.Name, p.Drops, err)
+			}
+		}
+		if n := l.epoch(a) - before; n < 10 {
 			t.Errorf("only %d new keys in %s", n, d)
 		}
-		if esp, clear := stop(); esp < 2*2*2900 || clear != 0 {
+		if esp, clear := stop(); esp < 2*2*1900 || clear != 0 {
 			t.Errorf("%d packets of ESP, %d in clear", esp, clear)
 		}
 	})

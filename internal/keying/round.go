@@ -24,7 +24,7 @@ func (s *shortest) add(d time.Duration) {
 // grace and keep are the machine's other times; see ipsec.Config. A peer whose daemon restarts, or whose store is away, is
 // soon back.
 func (s shortest) grace() time.Duration {
-	return min(ipsec.DefaultGrace, time.Duration(s)/10)
+	return min(ipsec.DefaultGrace, time.Duration(s)/2)
 }
 
 func (s shortest) keep() time.Duration { return max(time.Duration(s), time.Minute) }
