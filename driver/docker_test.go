@@ -21,6 +21,7 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/firewall"
+	"github.com/netdriver/netdriver/dataplane/lan"
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/ipam"
 	"github.com/netdriver/netdriver/store"
@@ -39,6 +40,7 @@ type host struct {
 	engine *engine
 	guards *guards
 	filter *firewall.Fake
+	lan    *lan.Fake
 	clock  atomic.Int64 // nanoseconds that this host is ahead
 
 	driver *Driver
@@ -54,7 +56,7 @@ type host struct {
 // newHost starts a host on a cluster's store.
 func newHost(t *testing.T, mem *store.Memory, name, vtep string) *host {
 	t.Helper()
-	h := &host{t: t, name: name, vtep: netip.MustParseAddr(vtep), mem: mem, kernel: dataplane.NewFake(), engine: &engine{}, guards: &guards{}, filter: firewall.NewFake()}
+	h := &host{t: t, name: name, vtep: netip.MustParseAddr(vtep), mem: mem, kernel: dataplane.NewFake(), engine: &engine{}, guards: &guards{}, filter: firewall.NewFake(), lan: lan.NewFake()}
 	h.start()
 	t.Cleanup(func() { h.stop() })
 	return h
@@ -69,8 +71,15 @@ func (h *host) start() {
 	s, k := &mortalStore{h.mem, h.life}, &mortalKernel{h.kernel, h.life}
 	mirror, plane := store.NewMirror(s, log), dataplane.NewPlane(k, log)
 	now := func() time.Time { return time.Now().Add(time.Duration(h.clock.Load())) }
-	h.leases = ipam.New(ipam.Config{Store: s, Node: h.name, Routes: func() ([]netip.Prefix, error) { return nil, nil }, Log: log, Now: now})
+	hostPlane := lan.NewPlane(h.lan, log)
+	h.leases = ipam.New(ipam.Config{
+		Store: s, Node: h.name, Routes: func() ([]netip.Prefix, error) { return nil, nil }, Log: log, Now: now,
+		Vet: func(ctx context.Context, subnet netip.Prefix, a netip.Addr) error {
+			return h.driver.Vet(ctx, subnet, a)
+		},
+	})
 	h.driver = New(Config{
+		LAN: hostPlane, Allow: firewall.New(firewall.NewFake(), log),
 		Store: s, Mirror: mirror, Plane: plane, Underlay: "eth0", Docker: h.engine, Leases: h.leases, Log: log, Now: now,
 		Node:       store.Node{Name: h.name, ID: "id-" + h.name, VTEP: h.vtep, UnderlayMTU: 1500},
 		Encryption: h.guards, Filter: firewall.New(h.filter, log),
@@ -78,7 +87,7 @@ func (h *host) start() {
 	path := filepath.Join(h.t.TempDir(), "custom-overlay.sock")
 	srv := plugin.New(plugin.Config{Methods: append(h.driver.SwarmMethods(), h.leases.Methods()...), Log: log})
 	parts := []func(context.Context) error{
-		mirror.Run, plane.Run, h.leases.Run, h.driver.Run, func(ctx context.Context) error { return srv.Serve(ctx, path) },
+		mirror.Run, plane.Run, hostPlane.Run, h.leases.Run, h.driver.Run, func(ctx context.Context) error { return srv.Serve(ctx, path) },
 	}
 	done := make(chan struct{}, len(parts))
 	for _, run := range parts {
