@@ -62,7 +62,9 @@ func nfsOptions(addr, path string, o ...string) []string {
 // bareCluster makes virtual nodes with netdriver and without Docker: their kernels have what the machine's lacks.
 func bareCluster(t *testing.T, nodes int) *cluster {
 	t.Helper()
-	l := ownLab(t, lab.Config{Nodes: nodes, Binary: binary(t), Virtual: true, Kernel: lab.Kernel{Memory: 512}})
+	// Loaded beforehand: on a busy machine that takes longer than a mount may.
+	kernel := lab.Kernel{Memory: 512, Modules: []string{"nfsv3", "nfsv4", "ceph"}}
+	l := ownLab(t, lab.Config{Nodes: nodes, Binary: binary(t), Virtual: true, Kernel: kernel})
 	c := &cluster{Lab: l}
 	if err := c.certify(); err != nil {
 		t.Fatal(err)

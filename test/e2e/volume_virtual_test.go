@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -47,49 +46,55 @@ func TestVirtualNodesUseVolumesByTheirKernels(t *testing.T) {
 	})
 }
 
+// exportAll are the exports of a kernel's NFS server: version 4 finds them below the one with fsid=0, version 3 by their paths.
+const exportAll = `set -e
+exportfs -i -o rw,no_subtree_check,no_root_squash,fsid=0 '*:/run/nfs'
+exportfs -i -o rw,no_subtree_check,no_root_squash,fsid=11 '*:/run/nfs/share'
+exportfs -i -o rw,no_subtree_check,root_squash,fsid=12 '*:/run/nfs/squash'
+`
+
 // nfsdScenario: the kernel's NFS server on one virtual node, a user on the other.
 func nfsdScenario(t *testing.T, server *lab.Node, user volumeHost) {
-	const exports = `set -e
-mkdir -p /run/nfs/share /run/nfs/squash /var/lib/nfs /proc/fs/nfsd
-chmod 755 /run/nfs/squash
+	const start = `set -e
+mkdir -p /run/nfs /var/lib/nfs
+mount -t tmpfs tmpfs /run/nfs
+mkdir /run/nfs/share /run/nfs/squash
 touch /var/lib/nfs/etab /var/lib/nfs/rmtab
 modprobe nfsd
 mount -t nfsd nfsd /proc/fs/nfsd || true
 echo 10 >/proc/fs/nfsd/nfsv4gracetime
 rpcbind || true
-exportfs -i -o rw,no_subtree_check,no_root_squash,fsid=11 '*:/run/nfs/share'
-exportfs -i -o rw,no_subtree_check,root_squash,fsid=12 '*:/run/nfs/squash'
-rpc.mountd --port 20048
-rpc.nfsd 4`
-	run(t, server, "sh", "-c", exports)
+`
+	run(t, server, "sh", "-c", start+exportAll+"rpc.mountd --port 20048; rpc.nfsd 4")
 	addr := server.Addr.String()
-	t.Cleanup(func() { atEndRun(t, server, "rpc.nfsd", "0") })
-	for _, version := range []string{"3", "4.0", "4.1", "4.2"} {
+	atEndRun(t, server, "rpc.nfsd", "0")
+	three := func(name string) []string { return nfsOptions(addr, "/run/nfs/"+name, "vers=3") }
+	for version, path := range map[string]string{"3": "/run/nfs/share", "4.0": "/share", "4.1": "/share", "4.2": "/share"} {
 		t.Run("v"+version, func(t *testing.T) {
 			name := "nfsd-" + version
-			makeVolume(t, user, name, nfsOptions(addr, "/run/nfs/share", "vers="+version)...)
+			makeVolume(t, user, name, nfsOptions(addr, path, "vers="+version)...)
 			eventually(t, 30*time.Second, func() error { // the grace period of version 4
 				_, err := user.use(t.Context(), name, "echo "+version+" >/data/f")
 				return err
 			})
-			if got := strings.TrimSpace(run(t, server, "cat", "/run/nfs/share/f")); got != version {
+			if got := run(t, server, "cat", "/run/nfs/share/f"); got != version {
 				t.Errorf("the server has %q", got)
 			}
 		})
 	}
 	t.Run("root squashed", func(t *testing.T) {
-		makeVolume(t, user, "nfsd-squashed", append(nfsOptions(addr, "/run/nfs/squash"), "subdir=made")...)
+		makeVolume(t, user, "nfsd-squashed", append(three("squash"), "subdir=made")...)
 		says(t, refusal(t, user, "nfsd-squashed"), "nfs server "+addr, "root_squash")
 	})
 	t.Run("export removed and given back", func(t *testing.T) {
-		makeVolume(t, user, "nfsd-gone", nfsOptions(addr, "/run/nfs/share", "vers=4.2")...)
-		run(t, server, "exportfs", "-u", "*:/run/nfs/share")
-		says(t, refusal(t, user, "nfsd-gone"), fmt.Sprintf("exports no /run/nfs/share to this node (%s)", user.node().Addr))
-		run(t, server, "exportfs", "-i", "-o", "rw,no_subtree_check,no_root_squash,fsid=11", "*:/run/nfs/share")
+		makeVolume(t, user, "nfsd-gone", three("share")...)
+		run(t, server, "exportfs", "-ua")
+		says(t, refusal(t, user, "nfsd-gone"), fmt.Sprintf("the export is not allowed for this node (%s)", user.node().Addr))
+		run(t, server, "sh", "-c", exportAll)
 		uses(t, user, "nfsd-gone", "cat /data/f")
 	})
 	t.Run("exported directory made anew", func(t *testing.T) {
-		makeVolume(t, user, "nfsd-anew", nfsOptions(addr, "/run/nfs/share", "vers=4.2")...)
+		makeVolume(t, user, "nfsd-anew", three("share")...)
 		held := user.hold(t, "nfsd-anew", "sleep 1000")
 		run(t, server, "sh", "-c", "rm -r /run/nfs/share; mkdir /run/nfs/share; echo new >/run/nfs/share/f; exportfs -f")
 		eventually(t, 20*time.Second, func() error {

@@ -172,7 +172,7 @@ func TestABackupOfAVolumeInUseIsWhole(t *testing.T) {
 	}()
 	defer func() { cancel(); <-done }()
 	warned := 0
-	for range 30 {
+	for range 10 {
 		var out bytes.Buffer
 		if _, err := Create(t.Context(), Source{Dir: open(t, from), Name: "v", Warn: func(string) { warned++ }}, &out); err != nil {
 			t.Fatal(err)
