@@ -58,10 +58,10 @@ func (p *path) question(node string, sizes []int) Question {
 			q.There = append(q.There, e)
 		}
 	}
-	if from.Node == node {
+	if from.Node == node && (!p.from.host() || p.to.host()) {
 		q.Send = append(q.Send, Flight{From: from, To: to, First: p.next, Sizes: sizes})
 	}
-	if to.Node == node {
+	if to.Node == node && (!p.to.host() || p.from.host()) {
 		q.Send = append(q.Send, Flight{From: to, To: from, First: backFirst + p.next, Sizes: sizes})
 	}
 	return q
@@ -109,12 +109,12 @@ func (p *path) steps(back bool) []step {
 
 // own says whether the probes of a direction were sent by its own end; else the answers of the other direction count.
 func (p *path) own(back bool) bool {
-	node := p.from.Node
+	from, to := p.from, p.to
 	if back {
-		node = p.to.Node
+		from, to = to, from
 	}
-	_, asked := p.said[node]
-	return asked
+	_, asked := p.said[from.Node]
+	return asked && (!from.host() || to.host())
 }
 
 // seen returns when each probe was seen at a step, by its number.

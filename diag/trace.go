@@ -96,7 +96,7 @@ type Ask struct {
 // wrong with the way is in the Trace.
 func (d *Diagnosis) Trace(ctx context.Context, a Ask) (Trace, error) {
 	c := d.cluster(ctx)
-	way, err := d.resolve(ctx, c, a)
+	way, err := d.resolve(ctx, &c, a)
 	if err != nil {
 		return Trace{}, err
 	}
@@ -317,24 +317,33 @@ type way struct {
 var ErrNoSource = errors.New("no such source")
 
 // resolve finds the ends of a trace.
-func (d *Diagnosis) resolve(ctx context.Context, c cluster, a Ask) (way, error) {
+func (d *Diagnosis) resolve(ctx context.Context, c *cluster, a Ask) (way, error) {
+	var rosters []facts
+	if c.err != nil && !c.whole {
+		rosters = d.kernelRoster(ctx, c)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.networks)) {
+		rosters = append(rosters, d.roster(ctx, *c, c.networks[name]))
+	}
 	var found []way
 	var sources []string
-	only, err := d.only(c, a.Network)
+	only, err := a.Network, error(nil)
+	if c.err == nil || c.whole {
+		only, err = d.only(*c, a.Network)
+	}
 	if err != nil {
 		return way{}, err
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.networks)) {
-		nw := c.networks[name]
+	for _, f := range rosters {
+		name := f.network.Name
 		if only != "" && only != name {
 			continue
 		}
-		f := d.roster(ctx, c, nw)
 		for _, e := range f.parties() {
 			if !e.called(a.Source) {
 				continue
 			}
-			w := way{network: nw, source: e}
+			w := way{network: f.network, source: e}
 			w.aim(f, a.Destination)
 			found = append(found, w)
 			sources = append(sources, fmt.Sprintf("%s of %s in %s", short(e.ID), e.Node, name))
@@ -345,6 +354,9 @@ func (d *Diagnosis) resolve(ctx context.Context, c cluster, a Ask) (way, error) 
 	case len(found) == 0 && a.Network != "":
 		return way{}, fmt.Errorf("%w: network %s has no endpoint, container or address %q; `netdriver inspect %s` lists them",
 			ErrNoSource, a.Network, a.Source, a.Network)
+	case len(found) == 0 && c.err != nil && !c.whole:
+		return way{}, fmt.Errorf("%w: %q is no endpoint or address of this node; names are not known while the records cannot be read (%w)",
+			ErrNoSource, a.Source, c.err)
 	case len(found) == 0:
 		return way{}, fmt.Errorf("%w: no network has an endpoint, container or address %q; `netdriver inspect NETWORK` lists them",
 			ErrNoSource, a.Source)
@@ -413,7 +425,7 @@ func (f facts) parties() []party {
 func (w *way) aim(f facts, text string) {
 	byID := map[string]store.Endpoint{}
 	for _, e := range f.endpoints {
-		byID[e.ID] = e.Endpoint
+		byID[cmp.Or(e.ID, e.MAC.String())] = e.Endpoint // what only the kernel tells has no id
 	}
 	holders := store.ByAddress(byID)
 	addr, err := netip.ParseAddr(text)

@@ -22,7 +22,7 @@ import (
 )
 
 // offlinePatience is how long a command waits for the records when no daemon runs.
-const offlinePatience = 3 * time.Second
+const offlinePatience = 1500 * time.Millisecond
 
 // offline is a diagnosis without a daemon: from the kernel, and from the store if another node has it.
 type offline struct {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/google/renameio/v2"
 
@@ -83,6 +84,9 @@ func sight(s *diag.Sources, cfg config.Config, truth *truth, docker docker, log 
 		Address: netip.AddrPortFrom(s.Node.VTEP, cfg.PeerPort), Files: files, Log: log,
 		Witness: diag.Witness{Node: s.Node.Name, RunDir: cfg.RunDir},
 		Refused: func(ctx context.Context, serial string) (bool, error) {
+			const patience = 500 * time.Millisecond // traces are wanted most when the store is away
+			ctx, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
 			_, err := records.Get(ctx, store.RevokedKey(serial))
 			if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUnavailable) {
 				return false, nil // without the store the authority's word counts

@@ -96,7 +96,7 @@ func TestEveryCommandInTheDocumentsWorks(t *testing.T) {
 	r := &reader{t: t, c: c, hosts: c.Nodes}
 	ran := 0
 	for _, file := range []string{
-		"README.md", "docs/networks.md", "docs/isolation.md", "docs/operations.md", "docs/inspect.md", "docs/volumes.md", "docs/volumes-nfs.md",
+		"README.md", "docs/networks.md", "docs/operations.md", "docs/inspect.md", "docs/isolation.md", "docs/volumes.md", "docs/volumes-nfs.md",
 		"docs/volumes-efs.md", "docs/volumes-glusterfs.md", "docs/volumes-cephfs.md", "docs/volumes-local.md", "docs/troubleshooting.md",
 		"CONTRIBUTING.md",
 	} {

@@ -236,6 +236,16 @@ func (w *world) hostFaults() []fault {
 			verb:   []string{"check"}, says: []string{"n3", "the store does not answer", "existing traffic goes on"},
 		},
 		{
+			// The store ends with the daemon that carries it: the kernel alone tells who is there.
+			name: "daemon_and_store_dead", on: w.Nodes[0], inject: func(w *world) { w.kill(w.Nodes[0]) },
+			repair: func(w *world) { w.startDaemon(w.Nodes[0]) },
+			verb:   []string{"trace", w.address["n1"], w.address["n2"]}, says: []string{"n1", "the store cannot be asked"},
+		},
+		{
+			name: "nobody_has_the_address", inject: func(*world) {}, repair: func(*world) {},
+			verb: []string{"trace", "c-n1", "10.77.0.200"}, says: []string{"nobody has the address 10.77.0.200", "netdriver inspect web"},
+		},
+		{
 			name: "forwarding_switched_off", on: n3,
 			inject: command(n3, "sysctl", "-qw", "net.ipv4.ip_forward=0"), repair: command(n3, "sysctl", "-qw", "net.ipv4.ip_forward=1"),
 			verb: []string{"check"}, says: []string{"the host forwards no packets", "ip_forward=1"},
