@@ -76,3 +76,6 @@ func (n *Network) limit(op Op) {
 		}
 	}
 }
+
+// Refusals implements Kernel: nothing is dropped.
+func (f *Fake) Refusals(context.Context, func(string, guard.Refusal)) error { return nil }

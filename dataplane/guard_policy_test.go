@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/dataplane/guard"
 )
 
 // policedPair is a pair with a policy on both hosts: container 1 is web, 2 and 3 are db, unless of says otherwise.
@@ -239,6 +242,31 @@ func TestAClassThatChangesCountsAtOnce(t *testing.T) {
 	for _, to := range []int{2, 3} {
 		if p.exchange(1, "tcp", endpointIP(to), 5432, 10) == nil {
 			t.Errorf("web is none any more and reaches db at %d", to)
+		}
+	}
+}
+
+// TestRefusalsAreTold: which frames are dropped, with who sent them, at which port.
+func TestRefusalsAreTold(t *testing.T) {
+	p := policedPair(t, map[int]uint32{1: 1, 2: 2, 3: 2})
+	told := make(chan string, 100)
+	background(t, func(ctx context.Context) error {
+		return p.a.kernel.Refusals(ctx, func(port string, r guard.Refusal) { told <- r.Kind + " at " + port + ": " + r.String() })
+	})
+	time.Sleep(100 * time.Millisecond) // until it listens
+	open(t, p.c[1]).send(t, udp4(endpointMAC(2), endpointMAC(1), endpointIP(77), endpointIP(2)))
+	open(t, p.c[2]).send(t, udp4(endpointMAC(1), endpointMAC(2), endpointIP(2), endpointIP(1)))
+	want := map[string]bool{
+		"spoofed at " + PortName(endpointID(1)) + ": udp from 10.0.0.77 (MAC 02:42:0a:00:00:01) to 10.0.0.2:9": true,
+		"denied at " + PortName(endpointID(1)) + ": udp from 10.0.0.2 (MAC 02:42:0a:00:00:02) to 10.0.0.1:9":   true,
+	}
+	for len(want) > 0 {
+		select {
+		case got := <-told:
+			t.Log(got)
+			delete(want, got)
+		case <-time.After(5 * time.Second):
+			t.Fatalf("not told: %v", want)
 		}
 	}
 }

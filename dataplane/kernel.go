@@ -28,6 +28,8 @@ type Kernel interface {
 	Guards() error
 	// Drops returns what the packet filter dropped at the ports of a network, by port.
 	Drops(ctx context.Context, v vxlan.VNI) ([]guard.Drops, error)
+	// Refusals tells of some of the frames that the packet filter drops, and at which port, until ctx ends.
+	Refusals(ctx context.Context, f func(port string, r guard.Refusal)) error
 	// Counts returns what was balanced in a network, by backend.
 	Counts(ctx context.Context, v vxlan.VNI) ([]balance.Count, error)
 	// Close gives up the sockets; the networks stay.

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -106,4 +107,17 @@ func (l *Linux) watchTable(ctx context.Context, send func(Event)) {
 	if err := l.table.Follow(ctx, func() { send(Event{Guard: true}) }); err != nil {
 		l.log.Error("changes of the packet filter are seen only when everything is checked", "error", err)
 	}
+}
+
+// Refusals implements Kernel.
+func (l *Linux) Refusals(ctx context.Context, f func(port string, r guard.Refusal)) error {
+	if l.table == nil {
+		return nil
+	}
+	return l.table.Refusals(ctx, func(r guard.Refusal) {
+		link, err := linkAt(l.read, int32(r.Port), func(*netlink.Message) {})
+		if err == nil { // else it is gone meanwhile
+			f(link.name, r)
+		}
+	})
 }

@@ -46,6 +46,11 @@ func (p *Plane) Drops(ctx context.Context, v vxlan.VNI) ([]guard.Drops, error) {
 	return drops, nil
 }
 
+// Refusals tells of some of the frames that the packet filter drops, and at which local port, until ctx ends.
+func (p *Plane) Refusals(ctx context.Context, f func(port string, r guard.Refusal)) error {
+	return p.kernel.Refusals(ctx, f)
+}
+
 // Counts returns what clients on this node have sent to the backends of a network's services, sorted by address. It is
 // empty if nothing is balanced.
 func (p *Plane) Counts(ctx context.Context, v vxlan.VNI) ([]balance.Count, error) {

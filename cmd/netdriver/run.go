@@ -243,6 +243,7 @@ func assemble(
 		})
 		parts = append(parts, part{"services of the swarm", services.Run}, part{"names", called.Run})
 	}
+	parts = append(parts, refusals(plane, mirror, s, node, cfg.DataDir, log))
 	if cfg.Metrics != "" {
 		parts = append(parts, part{"metrics", func(ctx context.Context) error { return meter.Serve(ctx, cfg.Metrics, log) }})
 	}

@@ -143,3 +143,39 @@ func (d *Drops) count(set string, packets uint64) {
 		d.Denied = packets
 	}
 }
+
+// Refusal is one frame that was dropped.
+type Refusal struct {
+	// Kind is "spoofed" or "denied".
+	Kind string
+	// Port is the index of the device in netdriver's namespace: of the container that sent a spoofed frame, or that a denied
+	// one was for.
+	Port uint32
+	MAC  vxlan.MAC
+	// From and To are IP addresses, also in ARP. Invalid if the frame has none.
+	From, To netip.Addr
+	ARP      bool
+	Proto    uint8
+	ToPort   uint16
+
+	ethertype uint16
+}
+
+// String says what was tried.
+func (r Refusal) String() string {
+	if !r.From.IsValid() {
+		return fmt.Sprintf("from MAC %s, protocol 0x%04x", r.MAC, r.ethertype)
+	}
+	what := map[uint8]string{1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}[r.Proto]
+	switch {
+	case r.ARP:
+		what = "arp"
+	case what == "":
+		what = fmt.Sprintf("protocol %d", r.Proto)
+	}
+	to := r.To.String()
+	if r.ToPort != 0 {
+		to = netip.AddrPortFrom(r.To, r.ToPort).String()
+	}
+	return fmt.Sprintf("%s from %s (MAC %s) to %s", what, r.From, r.MAC, to)
+}

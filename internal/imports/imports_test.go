@@ -54,6 +54,7 @@ func allowed() map[string][]string {
 		"internal/peer":     {"diag"},
 		"internal/control":  {"diag", "internal/local"},
 		"internal/local":    {},
+		"internal/events":   {},
 		"internal/metrics":  {"dataplane", "dataplane/balance", "driver"},
 		"internal/nettest":  {},
 

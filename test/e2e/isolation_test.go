@@ -53,14 +53,15 @@ func TestAContainerCannotSendAsAnother(t *testing.T) {
 	far := grouped(t, nodes[1], network, "far")
 	stolen := address(t, nodes[0], network, victim, "IPAddress")
 	target := address(t, nodes[1], network, far, "IPAddress")
-	if err := ping(t, nodes[0], bad, target); err != nil {
-		t.Fatalf("as itself: %v", err)
+	own := address(t, nodes[0], network, bad, "IPAddress")
+	if out, err := inside(t, nodes[0], bad, "busybox", "ping", "-c", "1", "-W", "2", "-I", own, target); err != nil {
+		t.Fatalf("as itself: %v: %s", err, out)
 	}
 	for _, address := range []string{stolen, "10.100.40.250"} {
 		if out, err := inside(t, nodes[0], bad, "ip", "address", "add", address+"/24", "dev", "eth0"); err != nil {
 			t.Fatal(out)
 		}
-		if out, err := inside(t, nodes[0], bad, "ping", "-c", "1", "-W", "1", "-I", address, target); err == nil {
+		if out, err := inside(t, nodes[0], bad, "busybox", "ping", "-c", "1", "-W", "1", "-I", address, target); err == nil {
 			t.Errorf("as %s: %s", address, out)
 		}
 	}
@@ -183,5 +184,51 @@ func TestRulesJudgeTheBackendOfAVirtualAddress(t *testing.T) {
 	})
 	if reaches(t, n, alone, address(t, s.Nodes[2], isolated, peer, "IPAddress"), 80) {
 		t.Error("a container that is no service is reached in an isolated network")
+	}
+}
+
+// What was refused is counted at the endpoint, and told with who tried it, also when the daemon is down.
+func TestRefusalsAreCountedAndTold(t *testing.T) {
+	c := ownCluster(t, lab.Config{Nodes: 2})
+	n := c.Nodes[0]
+	network := "told"
+	for _, n := range c.Nodes {
+		docker(t, n, createArgs(network, "--subnet", "10.100.46.0/24", "--opt", "allow=web>db:80/tcp")...)
+	}
+	db := grouped(t, n, network, "db", "group=db")
+	stranger := grouped(t, c.Nodes[1], network, "stranger")
+	addr := address(t, n, network, db, "IPAddress")
+	if reaches(t, c.Nodes[1], stranger, addr, 80) {
+		t.Fatal("the stranger is not refused")
+	}
+	if out, err := inside(t, n, db, "ip", "address", "add", "10.100.46.99/24", "dev", "eth0"); err != nil {
+		t.Fatal(out)
+	}
+	_, _ = inside(t, n, db, "busybox", "ping", "-c", "1", "-W", "1", "-I", "10.100.46.99", address(t, c.Nodes[1], network, stranger, "IPAddress"))
+	eventually(t, 10*time.Second, func() error {
+		out, err := n.Exec(t.Context(), "netdriver", "inspect", network)
+		if err == nil && (!strings.Contains(out, "denied") || !strings.Contains(out, "spoofed") || !strings.Contains(out, "web>db:80/tcp")) {
+			err = fmt.Errorf("inspect says\n%s", out)
+		}
+		return err
+	})
+	told := func() error {
+		out, err := n.Exec(t.Context(), "netdriver", "events", "--network", network)
+		if err != nil {
+			return err
+		}
+		for _, want := range []string{"denied", stranger, addr + ":80", "spoofed", "10.100.46.99", db} {
+			if !strings.Contains(out, want) {
+				return fmt.Errorf("no %q in\n%s", want, out)
+			}
+		}
+		return nil
+	}
+	eventually(t, 10*time.Second, told)
+	if err := n.KillDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	if err := told(); err != nil {
+		t.Errorf("without a daemon: %v", err)
 	}
 }
