@@ -169,7 +169,7 @@ func (m overlayMode) remove(ctx context.Context, name string, a appliedNetwork) 
 			return err
 		}
 	}
-	return m.d.cfg.Plane.Remove(ctx, a.vni)
+	return errors.Join(m.d.cfg.Plane.Remove(ctx, a.vni), m.d.filterSeats(ctx))
 }
 
 // join hands the interface to Docker. No gateway is named, so that Docker connects the container to docker_gwbridge for

@@ -176,7 +176,7 @@ func whole(addrs []netip.Addr) (out []netip.Prefix) {
 }
 
 func (m lanMode) remove(ctx context.Context, name string, _ appliedNetwork) error {
-	return m.d.cfg.LAN.Remove(ctx, name, m.d.vlans(name))
+	return errors.Join(m.d.cfg.LAN.Remove(ctx, name, m.d.vlans(name)), m.d.filterSeats(ctx))
 }
 
 // join hands the interface to Docker with the LAN's gateway, so that Docker adds nothing of its own. The record is written

@@ -111,9 +111,22 @@ func (l *Linux) change(link netlink.Link, op Op) error {
 	return fmt.Errorf("unknown operation %d", op.Verb)
 }
 
-// raise brings a device up; a VLAN's parent must be up before (net/8021q/vlan_dev.c vlan_dev_open).
+// raise brings a device up; a VLAN's parent must be up before (net/8021q/vlan_dev.c vlan_dev_open). The host gives itself no
+// IPv6 address there: what it should have is said, and what it sent from another address would be dropped as spoofed.
 func (l *Linux) raise(link netlink.Link) error {
-	err := l.h.LinkSetUp(link)
+	err := within(l.host, func() error {
+		for file, value := range map[string]string{"addr_gen_mode": "1", "accept_ra": "0"} { // IN6_ADDR_GEN_MODE_NONE
+			err := os.WriteFile("/proc/sys/net/ipv6/conf/"+link.Attrs().Name+"/"+file, []byte(value), 0)
+			if err != nil && !errors.Is(err, os.ErrNotExist) { // no IPv6 in this kernel, or not with this MTU
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = l.h.LinkSetUp(link)
 	if v, ok := link.(*netlink.Vlan); ok && errors.Is(err, unix.ENETDOWN) {
 		return fmt.Errorf("the interface of VLAN %d is down; bring it up (ip link set … up): %w", v.VlanId, ErrDown)
 	}

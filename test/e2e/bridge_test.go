@@ -59,7 +59,7 @@ func TestABridgeNetworkHasNATPublishedPortsAndHairpin(t *testing.T) {
 			return err
 		})
 	}
-	says(t, run(t, n, "netdriver", "inspect", network), "bridge", "gateway 10.107.1.1", "HEALTHY")
+	inspected(t, n, network, "bridge", "gateway 10.107.1.1", "HEALTHY")
 }
 
 // Nobody gets from another network of the host into a bridge network, or out of an internal one; each has the way that it

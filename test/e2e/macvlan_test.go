@@ -63,7 +63,7 @@ func TestMacvlanContainersOfAllHostsAreInTheLANWithAddressesOfTheirOwn(t *testin
 			t.Errorf("%s: default route %q, want the LAN's gateway", name, got)
 		}
 	}
-	says(t, run(t, c.Nodes[0], "netdriver", "inspect", network), "macvlan bridge", "parent eth0", "gateway 10.99.0.254", "HEALTHY")
+	inspected(t, c.Nodes[0], network, "macvlan bridge", "parent eth0", "gateway 10.99.0.254", "HEALTHY")
 	says(t, run(t, c.Nodes[0], "netdriver", "networks"), "macvlan eth0")
 }
 
@@ -91,6 +91,20 @@ func TestAnAddressThatSomebodyInTheLANHasIsNotGivenOut(t *testing.T) {
 	says(t, said, "10.99.0.70", hw, "DEGRADED", "--aux-address")
 	run(t, c.Outside, "ip", "address", "del", "10.99.0.70/32", "dev", "br0")
 	docker(t, n, "run", "--detach", "--name", rival, "--network", network, "--ip", "10.99.0.70", lab.Image, "sleep", "1000")
+}
+
+// inspected waits until a network is well and inspect says all the words.
+func inspected(t *testing.T, n *lab.Node, network string, words ...string) {
+	t.Helper()
+	eventually(t, 10*time.Second, func() error {
+		out, err := n.Exec(t.Context(), "netdriver", "inspect", network)
+		for _, w := range words {
+			if err == nil && !strings.Contains(out, w) {
+				err = fmt.Errorf("lacks %q: %s", w, out)
+			}
+		}
+		return err
+	})
 }
 
 // noticed waits until inspect tells of a repair.
@@ -239,7 +253,7 @@ func TestTheHostAndItsMacvlanContainersReachEachOtherWithHostAccess(t *testing.T
 			t.Errorf("from the container to %s: %v", to, err)
 		}
 	}
-	says(t, run(t, n, "netdriver", "inspect", network), "host access", "the node itself")
+	inspected(t, n, network, "host access", "the node itself")
 	shim := ""
 	for _, line := range strings.Split(run(t, n, "ip", "-o", "link"), "\n") {
 		if _, rest, ok := strings.Cut(line, ": ndm"); ok {
@@ -247,7 +261,7 @@ func TestTheHostAndItsMacvlanContainersReachEachOtherWithHostAccess(t *testing.T
 		}
 	}
 	run(t, n, "ip", "link", "del", shim)
-	eventually(t, time.Second, func() error {
+	eventually(t, 3*time.Second, func() error {
 		_, err := n.Exec(t.Context(), "busybox", "ping", "-c", "1", "-W", "1", addr)
 		return err
 	})
