@@ -406,3 +406,20 @@ func TestPurgeRemovesAllOfOursAndNothingElse(t *testing.T) {
 		}
 	})
 }
+
+// Bridge networks' packets are let pass in the tables that Docker uses, whichever iptables writes them.
+func TestPurgeFindsWhatTheHostsIptablesHas(t *testing.T) {
+	ns := nettest.Namespace(t)
+	k, err := OpenIPTables(ns, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	hold(t, k, Ruleset{Owner: "test", Chains: []Chain{{Hook: Allow, Rules: []Rule{{In: "br0", Verdict: Accept}}}}})
+	if err := Purge(t.Context(), ns); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := k.Read(t.Context()); err != nil || len(have.Chains) > 0 {
+		t.Errorf("left: %v, %v", have, err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"golang.org/x/sys/unix"
 
@@ -42,18 +43,22 @@ func Purge(ctx context.Context, ns string) error {
 	})
 }
 
-// each calls f for the kernels that a host has. Reading one that the kernel lacks finds nothing; a host without the old
-// iptables' programs has nothing there.
+// each calls f for the kernels that a host has: nftables, the old iptables, and whatever else is called iptables there.
+// Reading one that the kernel lacks finds nothing; a host without the programs has nothing there.
 func each(ns string, f func(Kernel) error) error {
 	nft, err := OpenNFTables(ns)
 	if err != nil {
 		return err
 	}
 	errs := []error{f(nft), nft.Close()}
-	for _, legacy := range []bool{true, false} { // they are one where a host has one kind only
-		if old, err := OpenIPTables(ns, legacy); err == nil {
-			errs = append(errs, f(old), old.Close())
+	var last *IPTables
+	for _, legacy := range []bool{true, false} {
+		t, err := OpenIPTables(ns, legacy)
+		if err != nil || last != nil && maps.Equal(last.programs, t.programs) {
+			continue
 		}
+		last = t
+		errs = append(errs, f(t), t.Close())
 	}
 	return errors.Join(errs...)
 }
