@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,7 +35,9 @@ type host struct {
 	life   *life
 	// keys are those of all SAs that the kernel was ever given.
 	keys  sync.Map
-	inUse bool
+	inUse atomic.Bool
+	// lacking: the kernel has no ESP.
+	lacking atomic.Bool
 	// ports are open for ESP-in-UDP.
 	ports  sync.Map
 	keying *Keying
@@ -140,6 +143,19 @@ func (s hostStore) Watch(ctx context.Context, prefix string) <-chan store.Batch 
 		}
 	}()
 	return out
+}
+
+// hostKernel is a kernel whose modules may be missing for some time.
+type hostKernel struct {
+	*ipsec.Fake
+	lacking *atomic.Bool
+}
+
+func (k hostKernel) Supports(ctx context.Context) ([]ipsec.Cipher, error) {
+	if k.lacking.Load() {
+		return nil, fmt.Errorf("%w: ESP is missing", ipsec.ErrUnsupported)
+	}
+	return k.Fake.Supports(ctx)
 }
 
 type closer func()
@@ -264,7 +280,7 @@ func (l *lab) network(name string, rekey time.Duration, members ...*host) {
 	}
 	for _, h := range members {
 		nw.Members = append(nw.Members, store.Member{Node: h.node.Name, DockerID: "d"})
-		h.inUse = true
+		h.inUse.Store(true)
 	}
 	l.put(store.Put(store.NetworkKey(name), store.Encode(nw)))
 }
@@ -279,8 +295,8 @@ func (h *host) start(at int) {
 			h.ports.Store(port, true)
 			return closer(func() { h.ports.Delete(port) }), nil
 		},
-		Store: hostStore{h.mem, h.life}, Kernel: h.kernel, Filter: h.filter, Identity: h.id, Node: h.node,
-		InUse: func(context.Context, uint16) (bool, error) { return h.inUse, nil }, Log: log.With("node", h.node.Name),
+		Store: hostStore{h.mem, h.life}, Kernel: hostKernel{h.kernel, &h.lacking}, Filter: h.filter, Identity: h.id, Node: h.node,
+		InUse: func(context.Context, uint16) (bool, error) { return h.inUse.Load(), nil }, Log: log.With("node", h.node.Name),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

