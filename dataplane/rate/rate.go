@@ -32,9 +32,9 @@ func places() []tc.Place {
 // bucket is the one value of a program's map. Tokens are bytes times nanoseconds per second, so that nothing is lost to
 // rounding however short the time between two packets is.
 type bucket struct {
-	Rate, Burst   uint64 // bytes per second; bytes
-	Tokens, Last  uint64 // Last in nanoseconds since the boot
-	Dropped, Size uint64 // packets; Size is not used
+	Rate, Burst  uint64 // bytes per second; bytes
+	Tokens, Last uint64 // Last in nanoseconds since the boot
+	Dropped      uint64 // packets
 }
 
 // The offsets in a bucket.
