@@ -97,6 +97,14 @@ type Ask struct {
 func (d *Diagnosis) Trace(ctx context.Context, a Ask) (Trace, error) {
 	c := d.cluster(ctx)
 	way, err := d.resolve(ctx, &c, a)
+	// A node publishes the name of a container within two seconds of its start (internal/names).
+	for range nameTries {
+		if ctx.Err() != nil || c.err != nil || !unnamed(way, err, a) {
+			break
+		}
+		time.Sleep(askAgainIn)
+		way, err = d.resolve(ctx, &c, a)
+	}
 	if err != nil {
 		return Trace{}, err
 	}
@@ -123,6 +131,18 @@ func (d *Diagnosis) Trace(ctx context.Context, a Ask) (Trace, error) {
 	}
 	t.Verdict = verdictOf(t.Findings)
 	return t, nil
+}
+
+// nameTries is how often a name is looked for, askAgainIn apart.
+const nameTries = 8
+
+// unnamed says whether an end was not found that may only not have its name yet.
+func unnamed(w way, err error, a Ask) bool {
+	isName := func(text string) bool { _, bad := netip.ParseAddr(text); return bad != nil }
+	if errors.Is(err, ErrNoSource) {
+		return isName(a.Source)
+	}
+	return err == nil && w.target == nil && w.service == nil && isName(a.Destination)
 }
 
 // traceService follows the way to each task behind a virtual address; the first that is broken, or the first, is shown.

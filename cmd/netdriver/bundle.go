@@ -111,6 +111,9 @@ func (a app) reportFiles(runDir string) []bundled {
 		report("diff.json", func(ctx context.Context, l looker) (any, error) { return l.Diff(ctx, "") }),
 		report("inspect.json", func(ctx context.Context, l looker) (any, error) {
 			all, err := l.Networks(ctx)
+			if err != nil {
+				return nil, err
+			}
 			out := map[string]any{}
 			for _, n := range all.Networks {
 				if out[n.Network], err = l.Network(ctx, n.Network); err != nil {
