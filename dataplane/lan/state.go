@@ -161,12 +161,3 @@ func (n Network) clone() Network {
 	n.Seat.Addresses, n.Seat.Routes = slices.Clone(n.Seat.Addresses), slices.Clone(n.Seat.Routes)
 	return n
 }
-
-// zero says whether nothing of the network is there.
-func (n Network) zero() bool {
-	return n.VLAN == VLAN{} && n.Bridge == Bridge{} && len(n.Ports) == 0 && n.Seat.empty()
-}
-
-func (s Seat) empty() bool {
-	return s.Device == "" || len(s.Addresses) == 0 && len(s.Routes) == 0 && !s.Answers && !s.Up
-}
