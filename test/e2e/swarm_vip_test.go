@@ -31,7 +31,7 @@ func TestAServiceIsReachedAtItsVirtualAddress(t *testing.T) {
 
 func aServiceIsReachedAtItsVirtualAddress(s *swarm) {
 	t := s.t
-	network := s.network("virtual", "10.132.1.0/24")
+	network := s.network("virtual", "10.132.1.0/24", "--opt", "host_access=true")
 	manager, n := s.Nodes[0], s.Nodes[1]
 	s.service(manager, "web", network, 3)
 	client := s.client(n, "client", network)
@@ -42,6 +42,16 @@ func aServiceIsReachedAtItsVirtualAddress(s *swarm) {
 	s.reached(n, client, "web", 3)
 	if err := ping(t, n, client, vip[0]); err != nil {
 		t.Errorf("ping: %v", err)
+	}
+	// The hosts are in this network, too.
+	for _, host := range s.Nodes {
+		s.within(10*time.Second, func() error {
+			page, err := httpGet(t, host, vip[0], 80)
+			if err == nil && !strings.HasPrefix(page, "web-") {
+				err = fmt.Errorf("%s got %q from the virtual address", host.Name, page)
+			}
+			return err
+		})
 	}
 	// A task that calls its own service may be given itself.
 	task := docker(t, n, "ps", "--quiet", "--filter", "name=web")
