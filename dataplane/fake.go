@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netdriver/netdriver/internal/broadcast"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -22,7 +23,7 @@ type Fake struct {
 	nets        map[vxlan.VNI]*Network
 	master      map[string]bool // devices that are a bridge's port, whatever their flags
 	taken       map[vniPort]bool
-	subs        map[chan Event]bool
+	events      *broadcast.Source[Event]
 	unsupported bool
 	unguarded   bool
 	table       bool // the packet filter's, which all networks share
@@ -45,7 +46,7 @@ func NewFake() *Fake {
 		nets:   map[vxlan.VNI]*Network{},
 		master: map[string]bool{},
 		taken:  map[vniPort]bool{},
-		subs:   map[chan Event]bool{},
+		events: broadcast.New(fakeBacklog, Event{Lost: true}),
 		places: map[vxlan.VNI]map[fdbKey]FDBEntry{},
 	}
 }
@@ -136,7 +137,7 @@ func (f *Fake) do(op Op) error {
 			return err
 		}
 		if op.onEntry() && op.Verb != Announce {
-			f.send(op.event())
+			f.events.Send(op.event())
 		}
 		return nil
 	}

@@ -41,58 +41,26 @@ func (op Op) event() Event {
 }
 
 // LoseEvents tells every reader that events were lost.
-func (f *Fake) LoseEvents() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.send(Event{Lost: true})
-}
+func (f *Fake) LoseEvents() { f.events.Send(Event{Lost: true}) }
 
 // Events implements Kernel.
-func (f *Fake) Events(ctx context.Context) (<-chan Event, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	c := make(chan Event, fakeBacklog)
-	f.subs[c] = true
-	context.AfterFunc(ctx, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.subs, c)
-		close(c)
-	})
-	return c, nil
-}
-
-// send gives e to every reader. Like the kernel it does not wait: what a slow reader misses is lost, and it is told.
-func (f *Fake) send(e Event) {
-	for c := range f.subs {
-		select {
-		case c <- e:
-			continue
-		default:
-		}
-		select {
-		case <-c: // make room for the news
-		default:
-		}
-		c <- Event{Lost: true}
-	}
-}
+func (f *Fake) Events(ctx context.Context) (<-chan Event, error) { return f.events.Listen(ctx), nil }
 
 // announce sends what differs between two states of a network, unless nobody listens.
 func (f *Fake) announce(before, after Network) {
-	if len(f.subs) == 0 {
+	if !f.events.Heard() {
 		return
 	}
 	v := after.VNI
 	devices := func(was, is devices) {
 		for name := range was {
 			if _, there := is[name]; !there {
-				f.send(Event{VNI: v, Device: name, Deleted: true})
+				f.events.Send(Event{VNI: v, Device: name, Deleted: true})
 			}
 		}
 		for name, l := range is {
 			if was[name] != l {
-				f.send(Event{VNI: v, Device: name, MTU: l.mtu, Up: l.up, Enslaved: l.enslaved})
+				f.events.Send(Event{VNI: v, Device: name, MTU: l.mtu, Up: l.up, Enslaved: l.enslaved})
 			}
 		}
 	}
@@ -100,17 +68,17 @@ func (f *Fake) announce(before, after Network) {
 	merge(before.FDB, after.FDB, compareFDB, func(was, is *FDBEntry) {
 		switch {
 		case is == nil:
-			f.send(Event{VNI: v, FDB: *was, Deleted: true})
+			f.events.Send(Event{VNI: v, FDB: *was, Deleted: true})
 		case was == nil:
-			f.send(Event{VNI: v, FDB: *is})
+			f.events.Send(Event{VNI: v, FDB: *is})
 		}
 	})
 	merge(before.Neighbours, after.Neighbours, compareNeighbours, func(was, is *Neighbour) {
 		switch {
 		case is == nil:
-			f.send(Event{VNI: v, Neighbour: *was, Deleted: true})
+			f.events.Send(Event{VNI: v, Neighbour: *was, Deleted: true})
 		case was == nil || *was != *is:
-			f.send(Event{VNI: v, Neighbour: *is})
+			f.events.Send(Event{VNI: v, Neighbour: *is})
 		}
 	})
 }

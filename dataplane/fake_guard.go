@@ -65,7 +65,7 @@ func (f *Fake) DropTable() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.setTable(false)
-	f.send(Event{Guard: true})
+	f.events.Send(Event{Guard: true})
 }
 
 // limit limits a port that is there.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/internal/golden"
 	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -406,5 +407,5 @@ func TestTableReadsAsWritten(t *testing.T) {
 	if err := h.kernel.Run(t.Context(), plan(Network{}, n)); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "table", h.in(t, "nft -t list table bridge netdriver"))
+	golden.Compare(t, "table.golden", h.in(t, "nft -t list table bridge netdriver"))
 }

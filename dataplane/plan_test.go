@@ -2,11 +2,8 @@ package dataplane
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,10 +14,9 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/dataplane/rate"
+	"github.com/netdriver/netdriver/internal/golden"
 	"github.com/netdriver/netdriver/vxlan"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 // equal compares networks as values; an empty slice is as good as none.
 func equal() cmp.Options {
@@ -199,7 +195,7 @@ func TestPlanPrintsTheCommandsAnEngineerWouldType(t *testing.T) {
 			for _, op := range plan(tt.have, tt.want) {
 				fmt.Fprintln(&b, op)
 			}
-			golden(t, tt.name, b.String())
+			golden.Compare(t, tt.name+".golden", b.String())
 		})
 	}
 }
@@ -225,23 +221,6 @@ func draining(s Service, id int) Service {
 		s.Backends[i].Draining = s.Backends[i].Draining || s.Backends[i].Address == endpointIP(id)
 	}
 	return s
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("plan differs from %s (-want +got):\n%s", file, diff)
-	}
 }
 
 // anyNetwork draws wanted networks that share endpoints, MACs and VTEPs, so that plans between two of them move things.

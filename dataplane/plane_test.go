@@ -175,7 +175,7 @@ func TestLostEventsMakeEveryNetworkRead(t *testing.T) {
 		t.Fatalf("a missed change was noticed without reading: %v", ops)
 	}
 	follow(t, p, n)
-	eventually(t, "that the plane listens", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return len(f.subs) > 0 })
+	eventually(t, "that the plane listens", f.events.Heard)
 	f.LoseEvents()
 	eventually(t, "a repair", func() bool { return p.Drift(testVNI) == 2 })
 	expect(t, f, n)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/internal/broadcast"
 )
 
 // fakeBacklog is the number of events that a Fake keeps for a reader that does not read; then it reports them as lost.
@@ -27,14 +29,16 @@ type Fake struct {
 	state  State
 	counts map[SAID]*SACount
 	drops  Drops
-	subs   map[chan Event]bool
+	events *broadcast.Source[Event]
 	runs   []Op
 }
 
 var _ Kernel = (*Fake)(nil)
 
 // NewFake returns a kernel without SAs and policies.
-func NewFake() *Fake { return &Fake{counts: map[SAID]*SACount{}, subs: map[chan Event]bool{}} }
+func NewFake() *Fake {
+	return &Fake{counts: map[SAID]*SACount{}, events: broadcast.New(fakeBacklog, Event{Kind: Lost})}
+}
 
 // Ran returns all operations that succeeded so far.
 func (f *Fake) Ran() []Op {
@@ -108,16 +112,16 @@ func (f *Fake) do(op Op) error {
 			return unix.ENOSYS
 		}
 		f.counts[op.SA.ID()] = &SACount{Added: f.now()}
-		f.send(Event{Kind: SAChanged, SA: op.SA.ID()})
+		f.events.Send(Event{Kind: SAChanged, SA: op.SA.ID()})
 	case DelSA:
 		if there {
-			f.send(Event{Kind: SAChanged, SA: op.SA.ID(), Gone: true})
+			f.events.Send(Event{Kind: SAChanged, SA: op.SA.ID(), Gone: true})
 		}
 	case SetBlock, SetPolicy:
-		f.send(Event{Kind: PolicyChanged, Policy: op.Policy.ID()})
+		f.events.Send(Event{Kind: PolicyChanged, Policy: op.Policy.ID()})
 	case DelPolicy, DelBlock:
 		if slices.ContainsFunc(f.state.Policies, func(p Policy) bool { return p.ID() == op.Policy.ID() }) {
-			f.send(Event{Kind: PolicyChanged, Policy: op.Policy.ID(), Gone: true})
+			f.events.Send(Event{Kind: PolicyChanged, Policy: op.Policy.ID(), Gone: true})
 		}
 	}
 	f.state = f.state.Apply(op)
@@ -144,7 +148,7 @@ func (f *Fake) FlushSAs() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.state.SAs = nil
-	f.send(Event{Kind: SAsFlushed})
+	f.events.Send(Event{Kind: SAsFlushed})
 }
 
 // FlushPolicies see FlushSAs.
@@ -152,7 +156,7 @@ func (f *Fake) FlushPolicies() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.state.Policies = nil
-	f.send(Event{Kind: PoliciesFlushed})
+	f.events.Send(Event{Kind: PoliciesFlushed})
 }
 
 // Count changes the counters of an SA that is there, as its traffic would.
@@ -185,42 +189,10 @@ func (f *Fake) Counters(context.Context) (Counters, error) {
 }
 
 // LoseEvents tells every reader that events were lost.
-func (f *Fake) LoseEvents() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.send(Event{Kind: Lost})
-}
+func (f *Fake) LoseEvents() { f.events.Send(Event{Kind: Lost}) }
 
 // Events implements Kernel.
-func (f *Fake) Events(ctx context.Context) (<-chan Event, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	c := make(chan Event, fakeBacklog)
-	f.subs[c] = true
-	context.AfterFunc(ctx, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.subs, c)
-		close(c)
-	})
-	return c, nil
-}
-
-// send gives e to every reader. Like the kernel it does not wait: what a slow reader misses is lost, and it is told.
-func (f *Fake) send(e Event) {
-	for c := range f.subs {
-		select {
-		case c <- e:
-			continue
-		default:
-		}
-		select {
-		case <-c: // make room for the news
-		default:
-		}
-		c <- Event{Kind: Lost}
-	}
-}
+func (f *Fake) Events(ctx context.Context) (<-chan Event, error) { return f.events.Listen(ctx), nil }
 
 // Close implements Kernel.
 func (f *Fake) Close() error { return nil }

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/netdriver/netdriver/internal/golden"
 )
 
 // fixedKey is a private key that is the same in every run.
@@ -48,7 +50,7 @@ func TestKeysAreThoseOfTheOtherVersions(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "%s key %s spi %#x\n", c, hex.EncodeToString(k.Bytes()), p.SPI(nil))
 	}
-	golden(t, "keys", b.String())
+	golden.Compare(t, "keys.golden", b.String())
 }
 
 func TestBothEndsDeriveOneKeyAndEachDirectionItsOwn(t *testing.T) {

@@ -1,35 +1,14 @@
 package ipsec
 
 import (
-	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/netdriver/netdriver/internal/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("differs from %s (-want +got):\n%s", file, diff)
-	}
-}
 
 func testSA(src, dst string, spi uint32) SA {
 	return SA{
@@ -80,7 +59,7 @@ func TestPlansAreTheCommandsOfAnEngineer(t *testing.T) {
 			for _, op := range Plan(tt.have, tt.want) {
 				b.WriteString(op.String() + "\n")
 			}
-			golden(t, "plan-"+name, b.String())
+			golden.Compare(t, "plan-"+name+".golden", b.String())
 		})
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/netdriver/netdriver/internal/golden"
 )
 
 // signers signs as one node, and verifies for all.
@@ -61,7 +63,7 @@ func TestRecordsSurviveTheStoreSigned(t *testing.T) {
 	if errO != nil || errL != nil {
 		t.Fatal(errO, errL)
 	}
-	golden(t, "records", string(ob)+"\n"+string(lb)+"\n")
+	golden.Compare(t, "records.golden", string(ob)+"\n"+string(lb)+"\n")
 	gotO, err := Decode[Offer](OfferKey("n0"), ob, s)
 	if diff := cmp.Diff(o, gotO, cmpopts.EquateComparable(netip.Addr{})); diff != "" || err != nil {
 		t.Error(diff, err)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/netdriver/netdriver/internal/cluster"
+	"github.com/netdriver/netdriver/internal/golden"
 )
 
 func clusterReport() cluster.Report {
@@ -44,7 +45,7 @@ func TestStatusOfAClusterSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	} {
 		r := clusterReport()
 		c.change(&r)
-		golden(t, "cluster-"+name+".txt", plain().cluster(r))
+		golden.Compare(t, "cluster-"+name+".txt", plain().cluster(r))
 		if code := clusterExit(r, now); code != c.code {
 			t.Errorf("%s: exit status %d, want %d", name, code, c.code)
 		}

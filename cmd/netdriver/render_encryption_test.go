@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/internal/golden"
 	"github.com/netdriver/netdriver/internal/proof"
 	"github.com/netdriver/netdriver/store"
 )
@@ -29,8 +30,8 @@ func encrypted() diag.NetworkReport {
 }
 
 func TestAnEncryptedNetworkShowsItsPairs(t *testing.T) {
-	golden(t, "encrypted.txt", plain().network(encrypted()))
-	golden(t, "networks-encrypted.txt", plain().networks(diag.NetworksReport{Networks: []diag.NetworkReport{encrypted(), healthy()}}))
+	golden.Compare(t, "encrypted.txt", plain().network(encrypted()))
+	golden.Compare(t, "networks-encrypted.txt", plain().networks(diag.NetworksReport{Networks: []diag.NetworkReport{encrypted(), healthy()}}))
 }
 
 func TestAProofSaysWhatLeft(t *testing.T) {
@@ -56,6 +57,6 @@ func TestAProofSaysWhatLeft(t *testing.T) {
 		if c.r.Verdict != c.want {
 			t.Errorf("%s: %s, want %s", name, c.r.Verdict, c.want)
 		}
-		golden(t, "prove-"+name+".txt", plain().proof(c.r))
+		golden.Compare(t, "prove-"+name+".txt", plain().proof(c.r))
 	}
 }

@@ -3,11 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,29 +12,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/internal/golden"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
-
-// golden compares text with testdata/NAME.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got; go test ./cmd/netdriver -update writes it):\n%s", path, diff)
-	}
-}
 
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
@@ -224,7 +202,7 @@ func TestNetworksAreReadable(t *testing.T) {
 		"healthy": healthy(), "degraded": degraded(), "failed": failed(), "unknown": unknown(), "empty": empty(), "200": many,
 		"swarm": swarmed(),
 	} {
-		golden(t, "inspect-"+name+".txt", plain().network(r))
+		golden.Compare(t, "inspect-"+name+".txt", plain().network(r))
 	}
 }
 
@@ -278,13 +256,13 @@ func TestPlainNetworksAreNamedWithTheirNodes(t *testing.T) {
 }
 
 func TestListsAreReadable(t *testing.T) {
-	golden(
+	golden.Compare(
 		t,
 		"networks.txt",
 		plain().networks(diag.NetworksReport{Networks: []diag.NetworkReport{degraded(), failed(), healthy(), swarmed()}}),
 	)
-	golden(t, "networks-none.txt", plain().networks(diag.NetworksReport{}))
-	golden(t, "nodes.txt", plain().nodes(diag.NodesReport{Nodes: []diag.Node{
+	golden.Compare(t, "networks-none.txt", plain().networks(diag.NetworksReport{}))
+	golden.Compare(t, "nodes.txt", plain().nodes(diag.NodesReport{Nodes: []diag.Node{
 		{
 			Name:        "node1",
 			VTEP:        netip.MustParseAddr("192.0.2.11"),
@@ -315,7 +293,7 @@ func TestTheJSONIsStable(t *testing.T) {
 		if err := writeJSON(&b, report); err != nil {
 			t.Fatal(err)
 		}
-		golden(t, name, b.String())
+		golden.Compare(t, name, b.String())
 		var back diag.NetworkReport
 		if err := json.Unmarshal(b.Bytes(), &back); err != nil || back.EndpointCount != 3 {
 			t.Errorf("it cannot be read back: %v", err)

@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netdriver/netdriver/internal/broadcast"
 )
 
 // Fake is a Kernel in memory that takes nftables' words. It refuses what Linux would refuse.
@@ -15,17 +17,20 @@ type Fake struct {
 	// FailOn, if set, is asked before every operation; the error it returns is that operation's, and ends the transaction.
 	FailOn func(Op) error
 
+	changes *broadcast.Source[struct{}]
+
 	mu     sync.Mutex
 	have   Compiled
 	counts map[string]Count
-	subs   map[chan struct{}]bool
 	runs   []Op
 }
 
 var _ Kernel = (*Fake)(nil)
 
 // NewFake returns a packet filter without rules.
-func NewFake() *Fake { return &Fake{counts: map[string]Count{}, subs: map[chan struct{}]bool{}} }
+func NewFake() *Fake {
+	return &Fake{counts: map[string]Count{}, changes: broadcast.New(1, struct{}{})}
+}
 
 // Name implements Kernel.
 func (f *Fake) Name() string { return "fake" }
@@ -74,7 +79,7 @@ func (f *Fake) Run(_ context.Context, ops []Op) error {
 	}
 	f.have = next.sorted()
 	f.runs = append(f.runs, ops...)
-	f.tell()
+	f.changes.Send(struct{}{})
 	return nil
 }
 
@@ -84,7 +89,7 @@ func (f *Fake) Change(change func(*Compiled)) {
 	defer f.mu.Unlock()
 	change(&f.have)
 	f.have = f.have.sorted()
-	f.tell()
+	f.changes.Send(struct{}{})
 }
 
 // Hit lets packets be counted.
@@ -105,26 +110,9 @@ func (f *Fake) Counts(context.Context) (map[string]Count, error) {
 	return out, nil
 }
 
-// tell tells every reader that something changed.
-func (f *Fake) tell() {
-	for c := range f.subs {
-		tell(c)
-	}
-}
-
 // Changes implements Kernel.
 func (f *Fake) Changes(ctx context.Context) (<-chan struct{}, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	c := make(chan struct{}, 1)
-	f.subs[c] = true
-	context.AfterFunc(ctx, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.subs, c)
-		close(c)
-	})
-	return c, nil
+	return f.changes.Listen(ctx), nil
 }
 
 // Close implements Kernel.

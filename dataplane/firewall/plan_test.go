@@ -1,36 +1,14 @@
 package firewall
 
 import (
-	"flag"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/netdriver/netdriver/internal/golden"
 )
-
-var update = flag.Bool("update", false, "write testdata")
-
-// golden compares a plan with testdata/NAME.golden.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got):\n%s", name, d)
-	}
-}
 
 func TestPlans(t *testing.T) {
 	moved := testUnderlay()
@@ -43,7 +21,7 @@ func TestPlans(t *testing.T) {
 			"a-node-changes": {testUnderlay().Ruleset(), moved.Ruleset()},
 			"gone":           {testUnderlay().Ruleset(), Ruleset{Owner: OwnerUnderlay}},
 		} {
-			golden(t, kernel+"-"+name, lines(Plan(compile(c.have), compile(c.want))))
+			golden.Compare(t, kernel+"-"+name+".golden", lines(Plan(compile(c.have), compile(c.want))))
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netdriver/netdriver/internal/broadcast"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -25,7 +26,7 @@ type Fake struct {
 	sandboxes map[string]map[string]*fakeDevice
 	outside   map[netip.Addr]vxlan.MAC // what hosts outside answer for
 	lacks     map[Kind]bool
-	subs      map[chan struct{}]bool
+	changes   *broadcast.Source[struct{}]
 	ran       []Op
 	told      []Port
 }
@@ -47,7 +48,7 @@ type fakeDevice struct {
 func NewFake(host ...Interface) *Fake {
 	f := &Fake{
 		host: map[string]*fakeDevice{}, sandboxes: map[string]map[string]*fakeDevice{},
-		outside: map[netip.Addr]vxlan.MAC{}, lacks: map[Kind]bool{}, subs: map[chan struct{}]bool{},
+		outside: map[netip.Addr]vxlan.MAC{}, lacks: map[Kind]bool{}, changes: broadcast.New(1, struct{}{}),
 	}
 	for _, i := range host {
 		f.host[i.Name] = &fakeDevice{Interface: i, parent: i.VLANParent}
@@ -59,7 +60,7 @@ func NewFake(host ...Interface) *Fake {
 func (f *Fake) Set(i Interface) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	defer f.tell()
+	defer f.changes.Send(struct{}{})
 	if i.MTU == 0 {
 		f.remove(i.Name)
 		return
@@ -91,7 +92,7 @@ func (f *Fake) Lack(kind Kind) {
 func (f *Fake) Move(endpoint, path string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	defer f.tell()
+	defer f.changes.Send(struct{}{})
 	from, name := f.find(endpoint)
 	if name == "" {
 		return fmt.Errorf("no interface %s: %w", PortName(endpoint), unix.ENODEV)
@@ -126,7 +127,7 @@ func (f *Fake) find(endpoint string) (map[string]*fakeDevice, string) {
 func (f *Fake) Exit(path string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	defer f.tell()
+	defer f.changes.Send(struct{}{})
 	for _, d := range f.sandboxes[path] {
 		delete(f.host, d.peer)
 	}
@@ -137,7 +138,7 @@ func (f *Fake) Exit(path string) {
 func (f *Fake) Break(endpoint string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	defer f.tell()
+	defer f.changes.Send(struct{}{})
 	if ns, name := f.find(endpoint); name != "" {
 		delete(f.host, ns[name].peer)
 		delete(ns, name)
@@ -168,16 +169,6 @@ func (f *Fake) Told() []Port {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.told)
-}
-
-// tell wakes whoever follows Changes.
-func (f *Fake) tell() {
-	for c := range f.subs {
-		select {
-		case c <- struct{}{}:
-		default:
-		}
-	}
 }
 
 // Interfaces implements Kernel.
@@ -287,16 +278,7 @@ func (f *Fake) Present(context.Context) ([]Network, error) {
 
 // Changes implements Kernel.
 func (f *Fake) Changes(ctx context.Context) (<-chan struct{}, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	c := make(chan struct{}, 1)
-	f.subs[c] = true
-	context.AfterFunc(ctx, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.subs, c)
-	})
-	return c, nil
+	return f.changes.Listen(ctx), nil
 }
 
 // Probe implements Kernel.
@@ -348,7 +330,7 @@ func (f *Fake) Close() error { return nil }
 func (f *Fake) Run(_ context.Context, ops []Op) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	defer f.tell()
+	defer f.changes.Send(struct{}{})
 	var errs []error
 	failed := failedDevices{}
 	for _, op := range ops {

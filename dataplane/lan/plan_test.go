@@ -2,12 +2,9 @@ package lan
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,10 +13,9 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
+	"github.com/netdriver/netdriver/internal/golden"
 	"github.com/netdriver/netdriver/vxlan"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 func equal() cmp.Options {
 	return cmp.Options{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})}
@@ -127,11 +123,11 @@ func TestPlansAreAsTheGoldenFilesSay(t *testing.T) {
 		"bridge-goes":                         {bridged(1), Network{Name: "apps"}},
 		"in-sync":                             {withSeat(onLAN(macvlanPort(1, "eth1")), 1), withSeat(onLAN(macvlanPort(1, "eth1")), 1)},
 	} {
-		t.Run(name, func(t *testing.T) { golden(t, name, c.have, c.want) })
+		t.Run(name, func(t *testing.T) { planned(t, name, c.have, c.want) })
 	}
 }
 
-func golden(t *testing.T, name string, have, want Network) {
+func planned(t *testing.T, name string, have, want Network) {
 	t.Helper()
 	if err := want.Check(); err != nil {
 		t.Fatal(err)
@@ -140,19 +136,7 @@ func golden(t *testing.T, name string, have, want Network) {
 	for _, op := range plan(have, want) {
 		fmt.Fprintln(&b, op)
 	}
-	file := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(text), b.String()); diff != "" {
-		t.Errorf("%s (-want +got; go test ./dataplane/lan -update writes it):\n%s", file, diff)
-	}
+	golden.Compare(t, name+".golden", b.String())
 }
 
 // anyNetwork draws a wanted network of one of the kinds.

@@ -16,10 +16,8 @@ func running(t *testing.T) (*Fake, *Plane) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- p.Run(ctx) }()
-	for subscribed := false; !subscribed; time.Sleep(time.Millisecond) {
-		f.mu.Lock()
-		subscribed = len(f.subs) > 0
-		f.mu.Unlock()
+	for !f.changes.Heard() {
+		time.Sleep(time.Millisecond)
 	}
 	t.Cleanup(func() {
 		cancel()
