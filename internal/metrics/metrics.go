@@ -127,7 +127,7 @@ func kind(v dataplane.Verb) string {
 		dataplane.DelVIP: "del_vip", dataplane.DelBackend: "del_backend", dataplane.Detach: "detach",
 		dataplane.DelFDB: "del_fdb", dataplane.DelNeighbour: "del_neighbour",
 		dataplane.DelLink: "del_link", dataplane.MakeGuard: "make_guard", dataplane.PutGuard: "put_guard",
-		dataplane.DelGuard: "del_guard",
+		dataplane.DelGuard: "del_guard", dataplane.SetRate: "set_rate", dataplane.DelRate: "del_rate",
 	}
 	if name, ok := names[v]; ok {
 		return name
