@@ -73,14 +73,17 @@ func (s *swarm) empty(ctx context.Context, t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+	// A network is there until its last task has left it.
+	networks := []string{"network", "ls", "--quiet", "--filter", "scope=swarm", "--filter", "type=custom"}
 	for {
-		err := remove(manager, []string{"network", "ls", "--quiet", "--filter", "scope=swarm", "--filter", "type=custom"}, "network", "rm")
-		if err == nil {
+		err := remove(manager, networks, "network", "rm")
+		left, failed := manager.Docker(ctx, networks...)
+		if err == nil && failed == nil && strings.TrimSpace(left) == "" {
 			return
 		}
 		select {
 		case <-ctx.Done():
-			t.Error(err)
+			t.Error(errors.Join(err, failed, fmt.Errorf("networks are left: %s", left)))
 			return
 		case <-time.After(time.Second):
 		}
