@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -131,13 +132,13 @@ func (h *realHost) start() {
 	done := make(chan error, 2)
 	go func() { done <- h.keying.Run(ctx) }()
 	go func() { done <- h.filter.Run(ctx) }()
-	h.stop = func() {
+	h.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := errors.Join(<-done, <-done); err != nil {
 			h.t.Error(err)
 		}
-	}
-	h.t.Cleanup(func() { h.stop() })
+	})
+	h.t.Cleanup(h.stop)
 	if err := h.keying.Guard(h.t.Context(), testPort); err != nil {
 		h.t.Fatal(err)
 	}

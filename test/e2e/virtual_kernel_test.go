@@ -38,7 +38,7 @@ func TestVirtualKernelTests(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
-			out, err := c.node.Exec(ctx, "env", "TMPDIR=/tmp", cmp.Or(c.env, "A="), kernelTests(t, l, c.pkg), "-test.v",
+			out, err := c.node.Exec(ctx, "env", "TMPDIR=/tmp", cmp.Or(c.env, "A="), kernelTests(t, l, c.pkg), "-test.v", "-test.timeout", "8m",
 				"-test.run", c.run, "-test.bench", cmp.Or(os.Getenv("NETDRIVER_TEST_BENCH"), "^$"), "-test.benchtime", "5x")
 			t.Log(out)
 			if err != nil {
