@@ -14,7 +14,7 @@ import (
 const (
 	// replicas of a service, on three nodes.
 	replicas = 30
-	// replicaRounds of a service with each network.
+	// replicaRounds is how often a service with each network is measured at most: a round takes more than a minute.
 	replicaRounds = 5
 	// replicasLimit is how long all tasks of a service may take to start, or to end, before the measurement counts as
 	// broken.
@@ -44,7 +44,7 @@ func replicating(ctx context.Context, b *bench) ([]Result, error) {
 		if err := s.prepare(ctx, plugin); err != nil {
 			return nil, err
 		}
-		took, err := s.rounds(ctx)
+		took, err := s.rounds(ctx, min(b.rounds, replicaRounds))
 		if err != nil {
 			return nil, err
 		}
@@ -85,8 +85,8 @@ func (s scaled) prepare(ctx context.Context, plugin string) error {
 
 // rounds starts and ends the tasks of each service in turns and returns how long the start of one took on the average,
 // in milliseconds. The first round, in which networks are made on the nodes, does not count.
-func (s scaled) rounds(ctx context.Context) (took [networkKinds]sample, err error) {
-	for round := range replicaRounds + 1 {
+func (s scaled) rounds(ctx context.Context, rounds int) (took [networkKinds]sample, err error) {
+	for round := range rounds + 1 {
 		for _, kind := range rand.Perm(networkKinds) {
 			begin := time.Now()
 			if err := s.scale(ctx, kind, replicas); err != nil {
