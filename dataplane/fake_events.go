@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 
+	"github.com/netdriver/netdriver/internal/sorted"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -65,7 +66,7 @@ func (f *Fake) announce(before, after Network) {
 		}
 	}
 	devices(devicesOf(before), devicesOf(after))
-	merge(before.FDB, after.FDB, compareFDB, func(was, is *FDBEntry) {
+	sorted.Merge(before.FDB, after.FDB, compareFDB, func(was, is *FDBEntry) {
 		switch {
 		case is == nil:
 			f.events.Send(Event{VNI: v, FDB: *was, Deleted: true})
@@ -73,7 +74,7 @@ func (f *Fake) announce(before, after Network) {
 			f.events.Send(Event{VNI: v, FDB: *is})
 		}
 	})
-	merge(before.Neighbours, after.Neighbours, compareNeighbours, func(was, is *Neighbour) {
+	sorted.Merge(before.Neighbours, after.Neighbours, compareNeighbours, func(was, is *Neighbour) {
 		switch {
 		case is == nil:
 			f.events.Send(Event{VNI: v, Neighbour: *was, Deleted: true})

@@ -5,6 +5,7 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane/guard"
 	"github.com/netdriver/netdriver/dataplane/rate"
+	"github.com/netdriver/netdriver/internal/sorted"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -48,7 +49,7 @@ func (p *planner) guarded(v Verb, changes []guard.Change) []Op {
 // what follows from the services.
 func settled(have, want Network) Network {
 	missing, devices := map[string]bool{}, map[string]bool{}
-	merge(have.Ports, want.Ports, comparePorts, func(h, w *Port) {
+	sorted.Merge(have.Ports, want.Ports, comparePorts, func(h, w *Port) {
 		if w != nil && w.Adopt && h == nil {
 			missing[w.Endpoint], devices[PortName(w.Endpoint)] = true, true
 		}
@@ -113,7 +114,7 @@ func (p *planner) vxlan() {
 }
 
 func (p *planner) ports() {
-	merge(p.have.Ports, p.want.Ports, comparePorts, func(have, want *Port) {
+	sorted.Merge(p.have.Ports, p.want.Ports, comparePorts, func(have, want *Port) {
 		if want == nil {
 			p.device(p.on(0, PortName(have.Endpoint), have.Endpoint), have.link(), nil)
 			return
@@ -205,7 +206,7 @@ func (p *planner) set(dev Op, have, want link) {
 func (p *planner) entries() {
 	var dels []Op
 	put := map[fdbKey]bool{}
-	merge(p.have.FDB, p.want.FDB, compareFDB, func(have, want *FDBEntry) {
+	sorted.Merge(p.have.FDB, p.want.FDB, compareFDB, func(have, want *FDBEntry) {
 		switch {
 		case have == nil:
 			put[keyOf(*want)] = true
@@ -218,7 +219,7 @@ func (p *planner) entries() {
 	dels = slices.DeleteFunc(dels, func(o Op) bool {
 		return !o.MAC.IsZero() && put[fdbKey{o.MAC, o.VTEP.IsValid()}]
 	})
-	merge(p.have.Neighbours, p.want.Neighbours, compareNeighbours, func(have, want *Neighbour) {
+	sorted.Merge(p.have.Neighbours, p.want.Neighbours, compareNeighbours, func(have, want *Neighbour) {
 		switch {
 		case want == nil:
 			dels = append(dels, p.neighbour(DelNeighbour, *have))
@@ -258,32 +259,3 @@ type fdbKey struct {
 }
 
 func keyOf(e FDBEntry) fdbKey { return fdbKey{e.MAC, e.VTEP.IsValid()} }
-
-// merge walks two sorted slices at once and calls f with what compares equal; what one of them lacks is nil.
-func merge[T any](have, want []T, compare func(a, b T) int, f func(have, want *T)) {
-	for len(have) > 0 || len(want) > 0 {
-		var c int
-		switch {
-		case len(have) == 0:
-			c = 1
-		case len(want) == 0:
-			c = -1
-		default:
-			c = compare(have[0], want[0])
-		}
-		switch {
-		case c < 0:
-			f(&have[0], nil)
-		case c > 0:
-			f(nil, &want[0])
-		default:
-			f(&have[0], &want[0])
-		}
-		if c <= 0 {
-			have = have[1:]
-		}
-		if c >= 0 {
-			want = want[1:]
-		}
-	}
-}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/internal/sorted"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -41,7 +42,7 @@ func (p *planner) services() {
 	}
 	var dels []Op
 	put := map[netip.Addr]bool{}
-	merge(p.have.Services, p.want.Services, compareServices, func(have, want *Service) {
+	sorted.Merge(p.have.Services, p.want.Services, compareServices, func(have, want *Service) {
 		dels = append(dels, p.service(have, want, put)...)
 	})
 	// A virtual address that another service has now was put there, and so it is gone here.
@@ -54,7 +55,7 @@ func (p *planner) services() {
 
 // attachments returns the operations that put programs on ports, and those that take them off.
 func (p *planner) attachments() (attach, detach []Op) {
-	merge(p.have.Ports, p.want.Ports, comparePorts, func(have, want *Port) {
+	sorted.Merge(p.have.Ports, p.want.Ports, comparePorts, func(have, want *Port) {
 		switch {
 		case want == nil: // goes with its programs
 		case want.Balanced && (have == nil || !have.Balanced):
@@ -76,7 +77,7 @@ func (p *planner) service(have, want *Service, put map[netip.Addr]bool) (dels []
 		is = *want
 	}
 	changed := was.Stale
-	merge(was.Backends, is.Backends, compareBackends, func(h, w *Backend) {
+	sorted.Merge(was.Backends, is.Backends, compareBackends, func(h, w *Backend) {
 		switch {
 		case w == nil:
 			changed = true

@@ -209,22 +209,7 @@ func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, whole bool
 		cluster: c, me: d.src.Node, stopped: d.src.Stopped, network: nw, problem: d.src.Driver.Problems()[nw.Name],
 		receipts: d.receipts(nw.Network), counts: map[netip.Prefix]uint64{}, leases: map[netip.Prefix][]store.Lease{},
 	}
-	if f.err == nil {
-		ask, cancel := context.WithTimeout(ctx, askStore)
-		f.err = d.readNetwork(ask, &f, whole)
-		cancel()
-	}
-	if f.err != nil {
-		f.endpoints, f.services = f.endpoints[:0], f.services[:0]
-		d.src.Mirror.Read(func(r *store.Records) {
-			for _, e := range r.Endpoints[nw.Name] {
-				f.endpoints = append(f.endpoints, endpoint{e, 0})
-			}
-			for _, s := range r.Services[nw.Name] {
-				f.services = append(f.services, service{s, 0})
-			}
-		})
-	}
+	d.readRecords(ctx, &f, whole)
 	if nw.Encrypted {
 		d.protection(ctx, &f)
 	}
@@ -240,6 +225,27 @@ func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, whole bool
 		}
 	}
 	return f
+}
+
+// readRecords reads a network's records from the store, or, if it does not answer, its endpoints and services from the mirror.
+func (d *Diagnosis) readRecords(ctx context.Context, f *facts, whole bool) {
+	if f.err == nil {
+		ask, cancel := context.WithTimeout(ctx, askStore)
+		defer cancel()
+		f.err = d.readNetwork(ask, f, whole)
+	}
+	if f.err == nil {
+		return
+	}
+	f.endpoints, f.services = f.endpoints[:0], f.services[:0]
+	d.src.Mirror.Read(func(r *store.Records) {
+		for _, e := range r.Endpoints[f.network.Name] {
+			f.endpoints = append(f.endpoints, endpoint{e, 0})
+		}
+		for _, s := range r.Services[f.network.Name] {
+			f.services = append(f.services, service{s, 0})
+		}
+	})
 }
 
 // readNetwork reads a network's endpoints and services from the store, and their leases and names if whole is set.

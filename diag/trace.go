@@ -413,22 +413,7 @@ func (w way) rank() int {
 // roster is who is in a network: from the store, or from the mirror.
 func (d *Diagnosis) roster(ctx context.Context, c cluster, nw network) facts {
 	f := facts{cluster: c, me: d.src.Node, network: nw, counts: map[netip.Prefix]uint64{}, leases: map[netip.Prefix][]store.Lease{}}
-	if f.err == nil {
-		ask, cancel := context.WithTimeout(ctx, askStore)
-		defer cancel()
-		f.err = d.readNetwork(ask, &f, true)
-	}
-	if f.err != nil {
-		f.endpoints, f.services = f.endpoints[:0], f.services[:0]
-		d.src.Mirror.Read(func(r *store.Records) {
-			for _, e := range r.Endpoints[nw.Name] {
-				f.endpoints = append(f.endpoints, endpoint{e, 0})
-			}
-			for _, s := range r.Services[nw.Name] {
-				f.services = append(f.services, service{s, 0})
-			}
-		})
-	}
+	d.readRecords(ctx, &f, true)
 	return f
 }
 

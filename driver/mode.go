@@ -53,25 +53,17 @@ type LAN interface {
 	Drifted() <-chan string
 }
 
-// modes are the kinds of network that this node can have.
-func (d *Driver) modes() map[string]mode {
-	m := map[string]mode{store.ModeOverlay: overlayMode{d}}
-	if d.cfg.LAN != nil {
-		m[store.ModeMacvlan], m[store.ModeIPvlan], m[store.ModeBridge] = lanMode{d}, lanMode{d}, bridgeMode{d}
-	}
-	return m
-}
-
 // modeOf returns the mode by its name, "" being the default one.
 func (d *Driver) modeOf(name string) (mode, error) {
-	if name == "" {
-		name = store.ModeOverlay
+	switch host := d.cfg.LAN != nil; {
+	case name == "" || name == store.ModeOverlay:
+		return overlayMode{d}, nil
+	case host && (name == store.ModeMacvlan || name == store.ModeIPvlan):
+		return lanMode{d}, nil
+	case host && name == store.ModeBridge:
+		return bridgeMode{d}, nil
 	}
-	m, ok := d.modes()[name]
-	if !ok {
-		return nil, fmt.Errorf("mode %q is not available on node %s", name, d.site.node)
-	}
-	return m, nil
+	return nil, fmt.Errorf("mode %q is not available on node %s", name, d.site.node)
 }
 
 // overlayMode is a VXLAN network.

@@ -93,7 +93,7 @@ func parseNetwork(req *network.CreateNetworkRequest) (spec, error) {
 		errs = append(errs, s.addPool(d))
 		s.foreignIPAM = s.foreignIPAM || d != nil && d.AddressSpace != ipam.LocalSpace
 	}
-	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check(), s.isolation.check(), s.checkMode())...)
+	return s, errors.Join(append(errs, s.check())...)
 }
 
 // parseAllocation validates an AllocateNetwork request, whose options are the user's alone; its subnets do not say
@@ -109,7 +109,12 @@ func parseAllocation(req *network.AllocateNetworkRequest) (spec, error) {
 			errs = append(errs, s.addPool(&d))
 		}
 	}
-	return s, errors.Join(append(errs, s.checkSubnets(), s.encryption.check(), s.isolation.check(), s.checkMode())...)
+	return s, errors.Join(append(errs, s.check())...)
+}
+
+// check puts the subnets in order and finds what makes no sense together.
+func (s *spec) check() error {
+	return errors.Join(s.checkSubnets(), s.encryption.check(), s.isolation.check(), s.checkMode())
 }
 
 // addPool takes one subnet of a request.

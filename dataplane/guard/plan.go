@@ -1,6 +1,9 @@
 package guard
 
-import "github.com/netdriver/netdriver/vxlan"
+import (
+	"github.com/netdriver/netdriver/internal/sorted"
+	"github.com/netdriver/netdriver/vxlan"
+)
 
 // Changes are what Plan returns, apart since they have different places among a network's other operations: the table is
 // made before any port comes up, removals come last.
@@ -16,7 +19,7 @@ func Plan(v vxlan.VNI, have, want Network) Changes {
 	p.ports(have.Ports, want.Ports)
 	p.policy(have.Policy, want.Policy)
 	p.Put = append(p.Put, p.judge...)
-	merge(have.Sources, want.Sources, compareSources, func(h, w *Source) {
+	sorted.Merge(have.Sources, want.Sources, compareSources, func(h, w *Source) {
 		switch {
 		case w == nil:
 			p.del(Change{Verb: DelSource, Port: h.Port, MAC: h.MAC, Address: h.Address})
@@ -37,7 +40,7 @@ func (p *planner) put(c Change) { c.VNI = p.vni; p.Put = append(p.Put, c) }
 func (p *planner) del(c Change) { c.VNI = p.vni; p.Del = append(p.Del, c) }
 
 func (p *planner) ports(have, want []Port) {
-	merge(have, want, comparePorts, func(h, w *Port) {
+	sorted.Merge(have, want, comparePorts, func(h, w *Port) {
 		var was, is string
 		if h != nil {
 			was = h.Class
@@ -62,12 +65,12 @@ func (p *planner) ports(have, want []Port) {
 }
 
 func (p *planner) policy(have, want Policy) {
-	merge(have.Classes, want.Classes, compareClasses, func(h, w *Class) {
+	sorted.Merge(have.Classes, want.Classes, compareClasses, func(h, w *Class) {
 		if w != nil && (h == nil || !h.equal(*w)) {
 			p.put(Change{Verb: PutClass, Class: w.Name, Admits: formatSpans(w.Admits), Reaches: formatSpans(w.Reaches)})
 		}
 	})
-	merge(have.Members, want.Members, compareMembers, func(h, w *Member) {
+	sorted.Merge(have.Members, want.Members, compareMembers, func(h, w *Member) {
 		switch {
 		case w == nil && len(want.Classes) > 0: // else the map goes
 			p.del(Change{Verb: DelMember, Address: h.Address})
@@ -75,35 +78,12 @@ func (p *planner) policy(have, want Policy) {
 			p.put(Change{Verb: PutMember, Address: w.Address, Number: w.Class, Replaces: h != nil})
 		}
 	})
-	merge(have.Classes, want.Classes, compareClasses, func(h, w *Class) {
+	sorted.Merge(have.Classes, want.Classes, compareClasses, func(h, w *Class) {
 		if w == nil {
 			p.del(Change{Verb: DelClass, Class: h.Name})
 		}
 	})
 	if len(want.Classes) == 0 && len(have.Classes)+len(have.Members) > 0 {
 		p.del(Change{Verb: DelPolicy})
-	}
-}
-
-// merge walks two sorted slices at once and calls f with what compares equal; what one of them lacks is nil.
-func merge[T any](have, want []T, compare func(a, b T) int, f func(have, want *T)) {
-	for len(have) > 0 || len(want) > 0 {
-		c := 0
-		switch {
-		case len(have) == 0:
-			c = 1
-		case len(want) == 0:
-			c = -1
-		default:
-			c = compare(have[0], want[0])
-		}
-		var h, w *T
-		if c <= 0 {
-			h, have = &have[0], have[1:]
-		}
-		if c >= 0 {
-			w, want = &want[0], want[1:]
-		}
-		f(h, w)
 	}
 }

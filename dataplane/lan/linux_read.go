@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -16,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	nl "github.com/netdriver/netdriver/internal/netlink"
 )
 
 // links lists the devices of a namespace; a dump that changes interrupted is repeated.
@@ -81,23 +82,11 @@ func describe(link netlink.Link, names map[int]string, addrs []netlink.Addr) Int
 		i.VLANParent, i.VLANID = names[a.ParentIndex], v.VlanId
 	}
 	for _, addr := range addrs {
-		if p, ok := prefixOf(addr.IPNet); ok && addr.LinkIndex == a.Index && !p.Addr().IsLinkLocalUnicast() {
+		if p, ok := nl.Prefix(addr.IPNet); ok && addr.LinkIndex == a.Index && !p.Addr().IsLinkLocalUnicast() {
 			i.Addrs = append(i.Addrs, p)
 		}
 	}
 	return i
-}
-
-func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
-	}
-	a, ok := netip.AddrFromSlice(n.IP)
-	ones, bits := n.Mask.Size()
-	if ok && bits == 8*net.IPv4len {
-		a = a.Unmap()
-	}
-	return netip.PrefixFrom(a, ones), ok
 }
 
 // Read implements Kernel.
@@ -215,7 +204,7 @@ func (l *Linux) readSeat(link netlink.Link, s *Seat) error {
 		return fmt.Errorf("list the addresses of %s: %w", a.Name, err)
 	}
 	for _, addr := range addrs {
-		if p, ok := prefixOf(addr.IPNet); ok && !p.Addr().IsLinkLocalUnicast() {
+		if p, ok := nl.Prefix(addr.IPNet); ok && !p.Addr().IsLinkLocalUnicast() {
 			s.Addresses = append(s.Addresses, p)
 		}
 	}
@@ -226,7 +215,7 @@ func (l *Linux) readSeat(link netlink.Link, s *Seat) error {
 			return fmt.Errorf("list the routes through %s: %w", a.Name, err)
 		}
 		for _, r := range routes {
-			if p, ok := prefixOf(r.Dst); ok {
+			if p, ok := nl.Prefix(r.Dst); ok {
 				s.Routes = append(s.Routes, p)
 			}
 		}

@@ -21,11 +21,11 @@ func allowed() map[string][]string {
 		"store":              {},
 		"store/etcd":         {},
 		"store/storetest":    {},
-		"dataplane":          {"internal/broadcast", "dataplane/balance", "dataplane/discovery", "dataplane/guard", "dataplane/rate", "internal/netlink"},
+		"dataplane":          {"internal/broadcast", "internal/sorted", "dataplane/balance", "dataplane/discovery", "dataplane/guard", "dataplane/rate", "internal/netlink"},
 		"dataplane/balance":  {"dataplane/tc"},
 		"dataplane/rate":     {"dataplane/tc"},
 		"dataplane/tc":       {},
-		"dataplane/guard":    {},
+		"dataplane/guard":    {"internal/sorted"},
 		"internal/netlink":   {},
 		"internal/plugin":    {},
 		"internal/cluster":   {"ipsec", "store/etcd"},
@@ -36,7 +36,7 @@ func allowed() map[string][]string {
 		"internal/names":     {"internal/engine"},
 		"internal/door":      {"internal/plugin"},
 		"internal/install":   {"internal/config", "internal/door", "internal/plugin"},
-		"internal/underlay":  {},
+		"internal/underlay":  {"internal/netlink"},
 		"internal/config":    {},
 		"internal/imports":   {},
 		"volume/option":      {},
@@ -57,13 +57,14 @@ func allowed() map[string][]string {
 		"internal/events":    {},
 		"internal/metrics":   {"dataplane", "dataplane/balance", "driver"},
 		"internal/nettest":   {},
+		"internal/sorted":    {},
 		"internal/golden":    {},
 		"internal/broadcast": {},
 
 		"dataplane/firewall": {"internal/broadcast", "internal/netlink"},
 
 		"dataplane/discovery": {},
-		"dataplane/lan":       {"internal/broadcast", "dataplane/discovery"},
+		"dataplane/lan":       {"internal/broadcast", "internal/netlink", "dataplane/discovery"},
 
 		"ipsec/xfrm": {"internal/netlink", "ipsec"},
 	}

@@ -14,8 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// message is a netlink message under construction (man 7 netlink). Everything netdriver sends is written here by hand,
-// since thousands of entries go into one send and each error must be mapped back to its message.
+// Message is a netlink message under construction.
 type Message struct{ b []byte }
 
 // AppendMessage starts a message at the end of b.

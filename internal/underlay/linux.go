@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+
+	nl "github.com/netdriver/netdriver/internal/netlink"
 )
 
 // Read returns this host's interfaces and its default route.
@@ -48,7 +50,7 @@ func addresses(l netlink.Link) ([]netip.Prefix, error) {
 	}
 	var out []netip.Prefix
 	for _, a := range addrs {
-		if p, ok := prefixOf(a.IPNet); ok {
+		if p, ok := nl.Prefix(a.IPNet); ok {
 			out = append(out, p)
 		}
 	}
@@ -93,16 +95,4 @@ func device(r netlink.Route) int {
 // preferred is the kernel's order of routes with one destination, and IPv4 before IPv6.
 func preferred(a, b netlink.Route) int {
 	return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Priority, b.Priority))
-}
-
-func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
-	}
-	a, ok := netip.AddrFromSlice(n.IP)
-	ones, bits := n.Mask.Size()
-	if ok && bits == 8*net.IPv4len {
-		a = a.Unmap()
-	}
-	return netip.PrefixFrom(a, ones), ok
 }
