@@ -30,11 +30,17 @@ func (d *Driver) createNetwork(ctx context.Context, req *network.CreateNetworkRe
 		return plugin.Empty{}, err
 	}
 	defer cancel()
-	name, revision, err := d.enter(ctx, req.NetworkID, s)
+	name, seen, err := d.enter(ctx, req.NetworkID, s)
 	if err != nil {
 		return plugin.Empty{}, err
 	}
-	if err = d.await(ctx, name, store.NetworkKey(name), revision); err == nil {
+	for _, kv := range seen.pools { // their gateways are told at Join, and have a watch of their own
+		err = cmp.Or(err, d.cfg.Mirror.Wait(ctx, kv.Key, kv.Modified))
+	}
+	if err == nil {
+		err = d.await(ctx, name, store.NetworkKey(name), seen.network)
+	}
+	if err == nil {
 		err = d.takeSeat(ctx, name)
 	}
 	if err != nil {
@@ -68,9 +74,15 @@ func (d *Driver) undo(ctx context.Context, f func(context.Context) error) error 
 	return nil
 }
 
-// enter writes the membership, and the network if it does not exist; it returns the network's name and the revision at
+// entered is what the mirror has to have seen before a network that was entered is as its records say.
+type entered struct {
+	network int64      // the revision of its record
+	pools   []store.KV // those of its subnets
+}
+
+// enter writes the membership, and the network if it does not exist; it returns the network's name and the revisions at
 // which all of that is in the store.
-func (d *Driver) enter(ctx context.Context, dockerID string, s spec) (string, int64, error) {
+func (d *Driver) enter(ctx context.Context, dockerID string, s spec) (string, entered, error) {
 	var dr draft
 	var existing int64
 	revision, err := d.commit(ctx, func() (t txn, err error) {
@@ -84,13 +96,16 @@ func (d *Driver) enter(ctx context.Context, dockerID string, s spec) (string, in
 		return d.entry(ctx, dockerID, s, &dr)
 	})
 	if err != nil {
-		return "", 0, fmt.Errorf("create network %s: %w", dr.name, err)
+		return "", entered{}, fmt.Errorf("create network %s: %w", dr.name, err)
 	}
 	if existing == 0 {
+		for i := range dr.pools {
+			dr.pools[i].Modified = revision
+		}
 		d.log.Info("joined network",
 			"network", dr.name, "mode", dr.network.Mode, "vni", dr.network.VNI, "mtu", dr.network.MTU, "docker", dockerID)
 	}
-	return dr.name, max(revision, existing), nil
+	return dr.name, entered{max(revision, existing), dr.pools}, nil
 }
 
 // entry is the transaction that makes dockerID a member of the drafted network.
