@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/internal/netlink"
+	"github.com/netdriver/netdriver/internal/nettest"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -94,44 +94,26 @@ type sniffer struct{ arp, solicit, all atomic.Int64 }
 // sniff counts until the test ends.
 func sniff(t *testing.T, h *host, v6 bool) *sniffer {
 	t.Helper()
-	var fd int
-	err := netlink.In(h.kernel.host, func() (err error) {
-		const all = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL<<8&0xff00 // in network byte order
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, all)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := os.NewFile(uintptr(fd), "packets")
-	t.Cleanup(func() { f.Close() })
 	inner := 20 + 8 + 8 // outer IPv4, UDP, VXLAN
 	if v6 {
 		inner += 20
 	}
 	s := &sniffer{}
-	go func() {
-		b := make([]byte, 1<<16)
-		for {
-			n, err := f.Read(b)
-			if err != nil {
-				return
-			}
-			if n < inner+14 || binary.BigEndian.Uint16(b[inner-14:]) != vxlan.DefaultPort {
-				continue
-			}
-			s.all.Add(1)
-			in := b[inner:n]
-			switch binary.BigEndian.Uint16(in[12:]) {
-			case unix.ETH_P_ARP:
-				s.arp.Add(1)
-			case unix.ETH_P_IPV6:
-				if len(in) > 54 && in[20] == unix.IPPROTO_ICMPV6 && in[54] == 135 { // neighbour solicitation, RFC 4861 §4.3
-					s.solicit.Add(1)
-				}
+	nettest.Listen(t, h.path, "eth0", func(b []byte) {
+		if len(b) < inner+14 || binary.BigEndian.Uint16(b[inner-14:]) != vxlan.DefaultPort {
+			return
+		}
+		s.all.Add(1)
+		in := b[inner:]
+		switch binary.BigEndian.Uint16(in[12:]) {
+		case unix.ETH_P_ARP:
+			s.arp.Add(1)
+		case unix.ETH_P_IPV6:
+			if len(in) > 54 && in[20] == unix.IPPROTO_ICMPV6 && in[54] == 135 { // neighbour solicitation, RFC 4861 §4.3
+				s.solicit.Add(1)
 			}
 		}
-	}()
+	})
 	return s
 }
 
@@ -271,7 +253,7 @@ func udp(t *testing.T, p *pair, from, to int, group string) (send func(size int)
 	}
 	send = func(size int) error { _, err := out.Write(make([]byte, size)); return err }
 	receive = func() int {
-		in.SetReadDeadline(time.Now().Add(2 * time.Second))
+		in.SetReadDeadline(time.Now().Add(time.Second))
 		n, _ := in.Read(make([]byte, 1<<16))
 		return n
 	}
@@ -282,12 +264,7 @@ func TestPacketAtTheMTUPassesAndOneByteMoreIsRefusedByTheSender(t *testing.T) {
 	underlays(t, func(t *testing.T, p *pair) {
 		send, receive := udp(t, p, 1, 3, "")
 		fits := p.mtu - 20 - 8 // IPv4 and UDP headers
-		if err := send(fits); err != nil {
-			t.Fatalf("packet of %d bytes: %v", p.mtu, err)
-		}
-		if got := receive(); got != fits {
-			t.Errorf("packet of %d bytes: %d of %d bytes arrived", p.mtu, got, fits)
-		}
+		arrives(t, send, receive, fits)
 		if err := send(fits + 1); !errors.Is(err, unix.EMSGSIZE) {
 			t.Errorf("packet of %d bytes: %v, want EMSGSIZE", p.mtu+1, err)
 		}
@@ -297,12 +274,18 @@ func TestPacketAtTheMTUPassesAndOneByteMoreIsRefusedByTheSender(t *testing.T) {
 func TestMulticastReachesARemoteContainer(t *testing.T) {
 	underlays(t, func(t *testing.T, p *pair) {
 		send, receive := udp(t, p, 1, 3, "239.1.1.1")
-		if err := send(10); err != nil {
-			t.Fatal(err)
+		arrives(t, send, receive, 10)
+	})
+}
+
+// arrives sends a datagram until it is received: the first may come before the links are up.
+func arrives(t *testing.T, send func(size int) error, receive func() int, size int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("a datagram of %d bytes arrives", size), func() bool {
+		if err := send(size); err != nil {
+			t.Fatalf("datagram of %d bytes: %v", size, err)
 		}
-		if got := receive(); got != 10 {
-			t.Errorf("%d of 10 bytes arrived", got)
-		}
+		return receive() == size
 	})
 }
 

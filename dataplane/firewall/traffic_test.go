@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -16,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/internal/nettest"
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -92,7 +90,7 @@ func fold(s uint32) uint16 {
 }
 
 // packets are the IP packets.
-func (f frame) packets() (protocol uint16, out [][]byte) {
+func (f frame) packets() (out [][]byte) {
 	src, dst, u := netip.MustParseAddr(f.from), netip.MustParseAddr(f.to), f.udp()
 	if src.Is4() {
 		piece := func(data []byte, offset int, more bool) {
@@ -116,7 +114,7 @@ func (f frame) packets() (protocol uint16, out [][]byte) {
 		} else {
 			piece(u, 0, false)
 		}
-		return unix.ETH_P_IP, out
+		return out
 	}
 	check := sum(src.AsSlice()) + sum(dst.AsSlice()) + uint32(len(u)) + unix.IPPROTO_UDP + sum(u)
 	binary.BigEndian.PutUint16(u[6:], fold(check))
@@ -127,83 +125,28 @@ func (f frame) packets() (protocol uint16, out [][]byte) {
 	}
 	h := []byte{0x60, 0, 0, 0, byte(len(u) >> 8), byte(len(u)), next, 64}
 	h = append(append(h, src.AsSlice()...), dst.AsSlice()...)
-	return unix.ETH_P_IPV6, [][]byte{append(h, u...)}
+	return [][]byte{append(h, u...)}
 }
 
 // send puts a frame's packets on the wire.
 func (o outside) send(t *testing.T, f frame) {
 	t.Helper()
-	ns, err := netlink.Namespace(o.ns)
+	mac, err := net.ParseMAC(map[string]string{"far": nodeMAC, "near": bridgeMAC}[f.via])
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(ns)
-	mac := map[string]string{"far": nodeMAC, "near": bridgeMAC}[f.via]
-	hw, _ := net.ParseMAC(mac)
-	protocol, packets := f.packets()
-	err = netlink.In(ns, func() error {
-		link, err := net.InterfaceByName(f.via)
-		if err != nil {
-			return err
-		}
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		to := &unix.SockaddrLinklayer{Protocol: protocol>>8 | protocol<<8, Ifindex: link.Index, Halen: 6}
-		copy(to.Addr[:], hw)
-		for _, p := range packets {
-			if err := unix.Sendto(fd, p, 0, to); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	nettest.Send(t, o.ns, f.via, mac, f.packets()...)
 }
 
 // sniff counts the IPv4 packets to a UDP port that arrive at far until the test ends.
 func (o outside) sniff(t *testing.T, port uint16) func() int64 {
 	t.Helper()
-	var f *os.File
-	ns, err := netlink.Namespace(o.ns)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(ns)
-	err = netlink.In(ns, func() error {
-		link, err := net.InterfaceByName("far")
-		if err != nil {
-			return err
-		}
-		const ip = unix.ETH_P_IP>>8 | unix.ETH_P_IP<<8&0xff00 // in network byte order
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, ip)
-		if err != nil {
-			return err
-		}
-		f = os.NewFile(uintptr(fd), "packets")
-		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: ip, Ifindex: link.Index})
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
 	var seen atomic.Int64
-	go func() {
-		b := make([]byte, 1<<16)
-		for {
-			n, err := f.Read(b)
-			if err != nil {
-				return
-			}
-			if n >= 28 && b[9] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(b[22:]) == port {
-				seen.Add(1)
-			}
+	nettest.Listen(t, o.ns, "far", func(b []byte) {
+		if len(b) >= 28 && b[0]>>4 == 4 && b[9] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(b[22:]) == port {
+			seen.Add(1)
 		}
-	}()
+	})
 	return seen.Load
 }
 

@@ -56,7 +56,7 @@ func allowed() map[string][]string {
 		"internal/local":     {},
 		"internal/events":    {},
 		"internal/metrics":   {"dataplane", "dataplane/balance", "driver"},
-		"internal/nettest":   {},
+		"internal/nettest":   {"internal/netlink"},
 		"internal/sorted":    {},
 		"internal/golden":    {},
 		"internal/broadcast": {},

@@ -283,7 +283,7 @@ func TestESPInUDPPassesWhereESPDoesNot(t *testing.T) {
 		var sockets [2]io.Closer
 		for i, e := range p.ends {
 			p.lock(e, true)
-			in(t, e.ns, func() (err error) { sockets[i], err = keying.OpenEncap(encapPort); return err })
+			nettest.In(t, e.ns, func() (err error) { sockets[i], err = keying.OpenEncap(encapPort); return err })
 		}
 		defer sockets[0].Close()
 		p.rounds()
@@ -312,7 +312,7 @@ func TestESPInUDPPassesWhereESPDoesNot(t *testing.T) {
 func (p *pair) transfer(from, to *end, data []byte) (sum [32]byte) {
 	p.t.Helper()
 	var l *net.TCPListener
-	in(p.t, to.ns, func() (err error) {
+	nettest.In(p.t, to.ns, func() (err error) {
 		l, err = net.ListenTCP("tcp4", &net.TCPAddr{IP: to.overlay.AsSlice(), Port: 9})
 		return err
 	})
@@ -326,7 +326,7 @@ func (p *pair) transfer(from, to *end, data []byte) (sum [32]byte) {
 		}
 		result <- [32]byte(h.Sum(nil))
 	}()
-	in(p.t, from.ns, func() error {
+	nettest.In(p.t, from.ns, func() error {
 		c, err := net.DialTimeout("tcp4", net.JoinHostPort(to.overlay.String(), "9"), 10*time.Second)
 		if err != nil {
 			return err

@@ -4,12 +4,10 @@ package xfrm
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -18,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane/firewall"
-	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/internal/nettest"
 	"github.com/netdriver/netdriver/ipsec"
 	"github.com/netdriver/netdriver/vxlan"
@@ -199,19 +196,6 @@ func (p *pair) lock(e *end, on bool) {
 	}
 }
 
-// in calls f on a thread in a namespace.
-func in(t *testing.T, ns string, f func() error) {
-	t.Helper()
-	fd, err := netlink.Namespace(ns)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if err := netlink.In(fd, f); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // sniffer counts what comes in at eth0 of the second host.
 type sniffer struct {
 	esp, inUDP, plain, fragments, largest atomic.Int64
@@ -221,33 +205,8 @@ type sniffer struct {
 
 func sniff(t *testing.T, ns string) *sniffer {
 	t.Helper()
-	var f *os.File
-	in(t, ns, func() error {
-		link, err := net.InterfaceByName("eth0")
-		if err != nil {
-			return err
-		}
-		const all = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL<<8&0xff00 // in network byte order
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, all)
-		if err != nil {
-			return err
-		}
-		f = os.NewFile(uintptr(fd), "packets")
-		return errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
-			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Index}))
-	})
-	t.Cleanup(func() { f.Close() })
 	s := &sniffer{}
-	go func() {
-		b := make([]byte, 1<<17)
-		for {
-			n, err := f.Read(b)
-			if err != nil {
-				return
-			}
-			s.take(b[:n])
-		}
-	}()
+	nettest.Listen(t, ns, "eth0", s.take)
 	return s
 }
 
@@ -288,35 +247,14 @@ func (s *sniffer) take(b []byte) {
 // inject sends IP packets to the second host, as somebody on the wire would.
 func (p *pair) inject(packets ...[]byte) {
 	p.t.Helper()
-	in(p.t, p.ends[0].ns, func() error {
-		link, err := net.InterfaceByName("eth0")
-		if err != nil {
-			return err
-		}
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		for _, b := range packets {
-			kind := uint16(unix.ETH_P_IP)
-			if b[0]>>4 == 6 {
-				kind = unix.ETH_P_IPV6
-			}
-			to := &unix.SockaddrLinklayer{Protocol: kind>>8 | kind<<8, Ifindex: link.Index, Halen: 6, Addr: [8]byte{2, 0, 0, 0, 0, 2}}
-			if err := unix.Sendto(fd, b, 0, to); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	nettest.Send(p.t, p.ends[0].ns, "eth0", net.HardwareAddr{2, 0, 0, 0, 0, 2}, packets...)
 }
 
 // echo answers UDP datagrams at the second host's address in the overlay until the test ends.
 func (p *pair) echo() {
 	p.t.Helper()
 	var c *net.UDPConn
-	in(p.t, p.ends[1].ns, func() (err error) {
+	nettest.In(p.t, p.ends[1].ns, func() (err error) {
 		c, err = net.ListenUDP("udp4", &net.UDPAddr{IP: p.ends[1].overlay.AsSlice(), Port: 7})
 		return err
 	})
@@ -337,7 +275,7 @@ func (p *pair) echo() {
 func (p *pair) dial() *net.UDPConn {
 	p.t.Helper()
 	var c *net.UDPConn
-	in(p.t, p.ends[0].ns, func() (err error) {
+	nettest.In(p.t, p.ends[0].ns, func() (err error) {
 		c, err = net.DialUDP("udp4", nil, &net.UDPAddr{IP: p.ends[1].overlay.AsSlice(), Port: 7})
 		return err
 	})
