@@ -281,7 +281,7 @@ func TestMulticastReachesARemoteContainer(t *testing.T) {
 // arrives sends a datagram until it is received: the first may come before the links are up.
 func arrives(t *testing.T, send func(size int) error, receive func() int, size int) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("a datagram of %d bytes arrives", size), func() bool {
+	within(t, 10*time.Second, fmt.Sprintf("a datagram of %d bytes arrives", size), func() bool {
 		if err := send(size); err != nil {
 			t.Fatalf("datagram of %d bytes: %v", size, err)
 		}
