@@ -40,16 +40,41 @@ func (f forgery) payload() []byte {
 	return append(append(b, ip...), 0x30, 0x39, 0, 9, 0, 8, 0, 0) // from port 12345 to 9, without a checksum
 }
 
-// forge sends it n times from a node, in that node's own name. It goes through dd, since bash would begin another datagram
-// after each byte that is a line feed.
-func forge(t *testing.T, n *lab.Node, f forgery, times int) {
-	t.Helper()
+// script sends it a number of times. It goes through dd, since bash would begin another datagram after each byte that is a
+// line feed.
+func (f forgery) script(times int) string {
 	var text strings.Builder
 	for _, b := range f.payload() {
 		fmt.Fprintf(&text, `\x%02x`, b)
 	}
-	run(t, n, "bash", "-c", fmt.Sprintf(`for i in {1..%d}; do
-		printf '%s' | dd bs=64k iflag=fullblock status=none >/dev/udp/%s/%d; done`, times, text.String(), f.underlay, f.port))
+	return fmt.Sprintf(`for i in {1..%d}; do
+		printf '%s' | dd bs=64k iflag=fullblock status=none >/dev/udp/%s/%d; done`, times, text.String(), f.underlay, f.port)
+}
+
+// forge sends it from a node, in that node's own name.
+func forge(t *testing.T, n *lab.Node, f forgery, times int) {
+	t.Helper()
+	run(t, n, "bash", "-c", f.script(times))
+}
+
+// forgeryOf is one in the name of one container to another one in the same network.
+func forgeryOf(t *testing.T, network string, from *lab.Node, sender string, to *lab.Node, target string) forgery {
+	t.Helper()
+	hw := func(n *lab.Node, container string) vxlan.MAC {
+		m, err := vxlan.ParseMAC(address(t, n, network, container, "MacAddress"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	addr := func(n *lab.Node, container string) netip.Addr {
+		return netip.MustParseAddr(address(t, n, network, container, "IPAddress"))
+	}
+	r := report(t, to, network)
+	return forgery{
+		vni: r.VNI, port: r.Port, underlay: to.Addr, fromMAC: hw(from, sender), toMAC: hw(to, target),
+		from: addr(from, sender), to: addr(to, target),
+	}
 }
 
 // refusals is how many datagrams came to a container that nobody there wanted.
@@ -71,17 +96,8 @@ func refusals(t *testing.T, n *lab.Node, container string) int {
 func TestFramesThatStrangersSendReachNoContainerAndAreCounted(t *testing.T) {
 	c := hosts(t)
 	network := overlay(t, c.Nodes[:2], "--subnet", "10.146.1.0/24")
-	target := serve(t, c.Nodes[0], network)
-	serve(t, c.Nodes[1], network)
-	r := report(t, c.Nodes[0], network)
-	f := forgery{vni: r.VNI, port: r.Port, underlay: c.Nodes[0].Addr}
-	for _, e := range r.Endpoints {
-		if e.Node == c.Nodes[0].Name {
-			f.to, f.toMAC = e.Addresses[0], e.MAC
-		} else {
-			f.from, f.fromMAC = e.Addresses[0], e.MAC
-		}
-	}
+	target, sender := serve(t, c.Nodes[0], network), serve(t, c.Nodes[1], network)
+	f := forgeryOf(t, network, c.Nodes[1], sender, c.Nodes[0], target)
 	const frames = 6
 	before := refusals(t, c.Nodes[0], target)
 	forge(t, c.Nodes[1], f, frames) // the control: a node of the cluster is believed
@@ -91,7 +107,7 @@ func TestFramesThatStrangersSendReachNoContainerAndAreCounted(t *testing.T) {
 		}
 		return nil
 	})
-	dropped := r.Admission.Strangers
+	dropped := report(t, c.Nodes[0], network).Admission.Strangers
 	forge(t, c.Outside, f, frames)
 	eventually(t, 5*time.Second, func() error {
 		if n := report(t, c.Nodes[0], network).Admission.Strangers - dropped; n != frames {
