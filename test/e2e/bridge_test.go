@@ -126,11 +126,28 @@ func TestUsersRulesAndBridgesStayAsTheyWereThroughALifeOfAllModes(t *testing.T) 
 	defer run(t, n, "iptables", "-D", "FORWARD", "-i", "user0", "-m", "comment", "--comment", "mine", "-j", "ACCEPT")
 	run(t, n, "nft", "add table inet mine { chain c { type filter hook forward priority 0; iifname user0 counter accept; }; }")
 	defer run(t, n, "nft", "delete", "table", "inet", "mine")
+	// A user's table where netdriver has its own guard, and rules of the other tools, in the families that ours are not in.
+	const ours = "--net=/run/netdriver/netns"
+	run(t, n, "nsenter", ours, "nft", "add table bridge mine { chain c { type filter hook forward priority 0; iifname user0 drop; }; }")
+	defer run(t, n, "nsenter", ours, "nft", "delete", "table", "bridge", "mine")
+	run(t, n, "ip6tables", "-I", "INPUT", "-i", "user0", "-m", "comment", "--comment", "mine", "-j", "ACCEPT")
+	defer run(t, n, "ip6tables", "-D", "INPUT", "-i", "user0", "-m", "comment", "--comment", "mine", "-j", "ACCEPT")
+	mine := func() string {
+		return run(t, n, "sh", "-c", `iptables-save | grep mine; ip6tables-save | grep mine; nft -a list table inet mine
+nsenter --net=/run/netdriver/netns nft -a list table bridge mine; ip -d -o link show user0; ip -o address show user0`)
+	}
+	theirs := mine()
+	untouched := func(when string) {
+		t.Helper()
+		if now := mine(); now != theirs {
+			t.Errorf("%s the user's own is another.\nbefore:\n%s\nnow:\n%s", when, theirs, now)
+		}
+	}
 	first := overlay(t, []*lab.Node{n}, "--subnet", "10.107.9.0/24") // makes Docker make its docker_gwbridge
 	docker(t, n, "run", "--rm", "--network", first, lab.Image, "true")
 	docker(t, n, "network", "rm", first)
 	state := func() string {
-		return run(t, n, "sh", "-c", `iptables-save -t filter | grep -v '^[#:]'; iptables-save -t nat | grep -v '^[#:]'
+		return run(t, n, "sh", "-c", `for t in filter nat; do iptables-save -t $t | grep -v '^[#:]'; ip6tables-save -t $t | grep -v '^[#:]'; done
 nft list table inet mine; ip -o link show user0; ip -o address show user0; ip -o link | grep -v 'nd[a-z]' | cut -d: -f2 | sort
 ip route | sed 's/ *linkdown *//'`) // a bridge loses its link some time after its last port
 	}
@@ -139,6 +156,7 @@ ip route | sed 's/ *linkdown *//'`) // a bridge loses its link some time after i
 		"-lan":    {"--subnet", lanSubnet, "--ip-range", "10.99.0.128/26", "--opt", "mode=macvlan", "--opt", "parent=eth0", "--opt", "host_access=true"},
 		"-bridge": {"--subnet", "10.107.7.0/24", "--opt", "mode=bridge"},
 		"-over":   {"--subnet", "10.107.8.0/24", "--opt", "host_access=true"},
+		"-rules":  {"--subnet", "10.107.10.0/24", "--opt", "allow=web>db:80", "--opt", "rate=10mbit"},
 	}
 	base := networkName(t)
 	for suffix, args := range names {
@@ -149,8 +167,27 @@ ip route | sed 's/ *linkdown *//'`) // a bridge loses its link some time after i
 	if !strings.Contains(during, "mine") || !strings.Contains(strings.ToLower(during), "netdriver") {
 		t.Errorf("the filter lacks the user's rule or ours:\n%s", during)
 	}
+	untouched("with networks of all modes")
+	run(t, n, "nsenter", ours, "nft", "delete", "table", "bridge", "netdriver") // our repairs leave it alone, too
+	run(t, n, "nft", "delete", "table", "inet", "netdriver")
 	run(t, n, "iptables", "-F", strings.Fields(during[strings.Index(during, "NETDRIVER-passage"):])[0])
 	eventually(t, 3*time.Second, func() error { return ping(t, n, base+"-bridge", hosts(t).Outside.Addr.String()) })
+	eventually(t, 3*time.Second, func() error {
+		for _, table := range [][]string{{"nft", "list", "table", "inet", "netdriver"}, {"nsenter", ours, "nft", "list", "table", "bridge", "netdriver"}} {
+			if _, err := n.Exec(t.Context(), table...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	untouched("after repairs")
+	if err := n.KillDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StartDaemon(t.Context(), hosts(t).daemonConfig(n)); err != nil {
+		t.Fatal(err)
+	}
+	untouched("after a restart of the daemon")
 	for suffix := range names {
 		docker(t, n, "rm", "--force", base+suffix)
 		docker(t, n, "network", "rm", base+suffix)
@@ -161,4 +198,5 @@ ip route | sed 's/ *linkdown *//'`) // a bridge loses its link some time after i
 		}
 		return nil
 	})
+	untouched("at the end")
 }
