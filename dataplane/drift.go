@@ -277,6 +277,7 @@ func (p *Plane) receipt(n *network, name string, repairs []Op, start time.Time, 
 		n.receipts = append(n.receipts, r)
 	}
 	n.receipts = n.receipts[max(0, len(n.receipts)-maxReceipts):]
+	p.repaired(name, shown, failed)
 	p.log.Warn("repaired what something else had changed", "network", name, "operations", len(repairs), "did", shown,
 		"took", r.Took, "error", r.Error)
 }

@@ -112,7 +112,7 @@ func (l *Linux) watchTable(ctx context.Context, send func(Event)) {
 // Refusals implements Kernel.
 func (l *Linux) Refusals(ctx context.Context, f func(port string, r guard.Refusal)) error {
 	if l.table == nil {
-		return nil
+		return l.unguarded
 	}
 	return l.table.Refusals(ctx, func(r guard.Refusal) {
 		link, err := linkAt(l.read, int32(r.Port), func(*netlink.Message) {})

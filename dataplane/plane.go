@@ -22,6 +22,7 @@ type Plane struct {
 	warnedGuard sync.Once // that ports cannot be guarded
 	drifted     chan vxlan.VNI
 	counts      counts
+	repaired    func(network string, did []string, failed error)
 
 	mu   sync.Mutex
 	nets map[vxlan.VNI]*network
@@ -59,8 +60,13 @@ type Counters struct {
 
 // NewPlane returns a Plane that knows nothing yet.
 func NewPlane(k Kernel, log *slog.Logger) *Plane {
-	return &Plane{kernel: k, log: log, drifted: make(chan vxlan.VNI), nets: map[vxlan.VNI]*network{}}
+	return &Plane{kernel: k, log: log, drifted: make(chan vxlan.VNI), nets: map[vxlan.VNI]*network{},
+		repaired: func(string, []string, error) {}}
 }
+
+// OnRepair has f told of each repair: what was done, as commands, and why it failed if it did. It is called before anything
+// else, and f returns soon.
+func (p *Plane) OnRepair(f func(network string, did []string, failed error)) { p.repaired = f }
 
 // Apply makes the kernel match want and returns the operations that it took, in order; an empty want is impossible, use
 // Remove. After an error the part that does not depend on what failed is done, and the next Apply reads the kernel.

@@ -32,6 +32,9 @@ type Sources struct {
 	// Filter is the host's packet filter; if nil, Unfiltered says why there is none.
 	Filter     Filter
 	Unfiltered string
+	// Unheard says why nobody is told of frames that are dropped, which are counted all the same; empty: they are told. It
+	// may be nil.
+	Unheard func() string
 	// Encryption may be nil.
 	Encryption Protector
 	// Node is this node's record.

@@ -73,6 +73,7 @@ type facts struct {
 	conflicts []store.Conflict
 	names     map[string]store.Name // of endpoints, by id
 	dropped   map[string]Drops      // at this node's ports, by device
+	unheard   string                // why nobody is told of it
 	sent      map[destination]Sent  // by clients here; nil if nothing was counted
 	// protected is what the members of an encrypted network say of their encryption; this node's is fresh.
 	protected  map[string]store.Protection
@@ -216,6 +217,9 @@ func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, whole bool
 	if whole {
 		f.sent = d.sent(ctx, nw, len(f.services) > 0)
 		f.dropped = d.dropped(ctx, nw)
+		if d.src.Unheard != nil {
+			f.unheard = d.src.Unheard()
+		}
 	}
 	if slices.Contains(members(nw.Network), f.me.Name) {
 		if d.src.Mirror.Synced(nw.Name) {

@@ -28,7 +28,7 @@ func judge(f facts) NetworkReport {
 	r.Kernel = f.kernel(r.Member)
 	r.Encryption = f.encryption()
 	if r.Member && r.Mode == store.ModeOverlay {
-		r.Admission = f.admission
+		r.Admission, r.Unheard = f.admission, f.unheard
 	}
 	r.Reasons = f.reasons(r)
 	r.Verdict = Healthy

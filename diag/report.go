@@ -75,7 +75,10 @@ type NetworkReport struct {
 	ServiceCount int       `json:"serviceCount"`
 	// Isolation is nil if everybody reaches everybody.
 	Isolation *Isolation `json:"isolation,omitempty"`
-	Data      Data       `json:"data"`
+	// Unheard says why frames that are dropped at endpoints are counted on this node, and not told as events; empty if they
+	// are.
+	Unheard string `json:"unheard,omitempty"`
+	Data    Data   `json:"data"`
 }
 
 // Medium is how a network uses the hosts' own.

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,12 +21,13 @@ import (
 	"github.com/netdriver/netdriver/store"
 )
 
-const eventsLong = `Show what happened on this node, oldest first: who sent with an address that is not its own, and who tried to reach whom
-against the rules of a network. Some of many are shown; inspect counts all. It works when the daemon does not run, too.`
+const eventsLong = `Show what happened on this node, oldest first: who sent with an address that is not its own, who tried to reach whom against the
+rules of a network, what somebody changed and netdriver repaired, and which calls of Docker's were refused, with the reason. Some of
+many are shown; inspect counts all. It works when the daemon does not run, too.`
 
 // eventsVerb shows what the ring on disk holds.
 func (a app) eventsVerb() *cobra.Command {
-	cmd := &cobra.Command{Use: "events", Short: "Show who was refused what on this node", Long: eventsLong, Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "events", Short: "Show who was refused what on this node, and what was repaired", Long: eventsLong, Args: cobra.NoArgs}
 	follow := cmd.Flags().BoolP("follow", "f", false, "go on with new ones as they come")
 	network := cmd.Flags().String("network", "", "only those of one network")
 	output := cmd.Flags().StringP("output", "o", "text", "text or json (one object a line)")
@@ -72,18 +75,52 @@ func (a app) showEvent(e events.Event, network string, asJSON bool) error {
 	return err
 }
 
+// chronicle writes what happens into the ring.
+type chronicle struct {
+	ring *events.Ring
+	log  *slog.Logger
+	// unheard is why the packet filter tells nobody of what it drops.
+	unheard *atomic.Pointer[string]
+}
+
+func newChronicle(dataDir string, log *slog.Logger) chronicle {
+	c := chronicle{events.New(events.Dir(dataDir), time.Now), log, &atomic.Pointer[string]{}}
+	c.unheard.Store(new(string))
+	return c
+}
+
+func (c chronicle) add(e events.Event) {
+	if err := c.ring.Add(e); err != nil {
+		c.log.Warn("cannot keep an event", "error", err)
+	}
+}
+
+// repaired tells of a repair.
+func (c chronicle) repaired(network string, did []string, failed error) {
+	text := strings.Join(did, "; ")
+	if failed != nil {
+		text += ": " + failed.Error()
+	}
+	c.add(events.Event{Kind: events.Repaired, Network: network, Text: text})
+}
+
+// called tells of a call of Docker's that is answered with an error.
+func (c chronicle) called(method string, err error) {
+	if err != nil {
+		c.add(events.Event{Kind: events.Refused, Text: method + ": " + err.Error()})
+	}
+}
+
 // refusals writes what the packet filter drops into the ring.
-func refusals(plane *dataplane.Plane, mirror *store.Mirror, client store.Store, me store.Node, dataDir string, log *slog.Logger) part {
+func refusals(plane *dataplane.Plane, mirror *store.Mirror, client store.Store, me store.Node, ring chronicle, log *slog.Logger) part {
 	w := witness{mirror, client, me.Name}
-	ring := events.New(events.Dir(dataDir), time.Now)
 	return part{"refusals", func(ctx context.Context) error {
-		err := plane.Refusals(ctx, func(port string, r guard.Refusal) {
-			if err := ring.Add(w.event(ctx, port, r)); err != nil {
-				log.Warn("cannot keep an event", "error", err)
-			}
-		})
+		err := plane.Refusals(ctx, func(port string, r guard.Refusal) { ring.add(w.event(ctx, port, r)) })
 		if err != nil { // nothing else depends on it
 			log.Warn("nobody will be told who was refused what; it is still counted", "error", err)
+			why := err.Error()
+			ring.unheard.Store(&why)
+			ring.add(events.Event{Kind: events.Notice, Text: "what is dropped is counted and not told: " + why})
 		}
 		<-ctx.Done()
 		return nil

@@ -8,6 +8,7 @@ import (
 	"github.com/netdriver/netdriver/dataplane/firewall"
 	"github.com/netdriver/netdriver/diag"
 	"github.com/netdriver/netdriver/driver"
+	"github.com/netdriver/netdriver/internal/metrics"
 )
 
 // hostFilter is the host's packet filter. Without one netdriver runs all the same, and says what that means.
@@ -95,6 +96,23 @@ func (h hostFilter) forDiag() diag.Filter {
 		return nil
 	}
 	return h.filter
+}
+
+func (h hostFilter) forMetrics() metrics.Filter {
+	if h.filter == nil {
+		return nil
+	}
+	return h.filter
+}
+
+// onRepair has f told of what is repaired in either filter.
+func (h hostFilter) onRepair(f func(did []string, failed error)) {
+	if h.filter != nil {
+		h.filter.OnRepair(f)
+	}
+	if h.passage != nil {
+		h.passage.OnRepair(f)
+	}
 }
 
 // parts are those that keep the rules as they should be.

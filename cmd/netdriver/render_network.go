@@ -31,6 +31,9 @@ func (p painter) network(r diag.NetworkReport) string {
 	if r.Isolation != nil {
 		line(&b, "isolation", isolation(*r.Isolation))
 	}
+	if r.Unheard != "" {
+		line(&b, "events", "what is dropped at endpoints is counted and not told: "+r.Unheard)
+	}
 	if r.Admission != nil {
 		line(&b, "admission", p.admission(*r.Admission))
 	}

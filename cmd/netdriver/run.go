@@ -172,9 +172,18 @@ func assemble(
 	mirror := store.NewMirror(s, log)
 	plane, hostPlane := dataplane.NewPlane(kernel.overlays, log), lan.NewPlane(kernel.host, log)
 	keeper := keys(s, at, plane, log)
+	ring := newChronicle(cfg.DataDir, log)
+	plane.OnRepair(ring.repaired)
+	hostPlane.OnRepair(ring.repaired)
+	at.filter.onRepair(func(did []string, failed error) { ring.repaired("", did, failed) })
 	meter := metrics.New(metrics.Sources{
-		Store: s, Mirror: mirror, Plane: plane, Encryption: keeper, Node: node.Name, Version: node.Version,
+		Store: s, Mirror: mirror, Plane: plane, LAN: hostPlane, Filter: at.filter.forMetrics(), Encryption: keeper, Node: node.Name,
+		Version: node.Version,
 	})
+	observe := func(method string, err error, took time.Duration) {
+		meter.ObserveCall(method, err, took)
+		ring.called(method, err)
+	}
 	var d *driver.Driver
 	leases := ipam.New(ipam.Config{
 		Store: s, Node: node.Name, Routes: ipam.HostRoutes, Connected: ipam.HostSubnets, Log: log, Now: time.Now,
@@ -195,16 +204,17 @@ func assemble(
 		DataDir: cfg.DataDir, Node: node, Client: truth.client, State: truth.state, External: external(cfg), Log: log,
 	})
 	sources := diag.Sources{Store: s, Mirror: mirror, Plane: plane, LAN: hostPlane, Driver: d, Node: node,
-		Filter: at.filter.forDiag(), Unfiltered: at.filter.lack, Encryption: keeper}
+		Filter: at.filter.forDiag(), Unfiltered: at.filter.lack, Encryption: keeper,
+		Unheard: func() string { return *ring.unheard.Load() }}
 	asked := sight(&sources, cfg, truth, docker, log)
 	diagnosis := diag.New(sources)
 	doors := plugin.New(plugin.Config{
 		Methods: slices.Concat(plugin.Constants(network.LocalScope), d.Methods(), leases.Methods()),
-		Log:     log, Observe: meter.ObserveCall,
+		Log:     log, Observe: observe,
 	})
 	managed := plugin.New(plugin.Config{
 		Methods: slices.Concat(plugin.Constants(network.GlobalScope), d.SwarmMethods(), leases.Methods()),
-		Log:     log, Observe: meter.ObserveCall,
+		Log:     log, Observe: observe,
 	})
 	parts := []part{
 		{"store", truth.run},
@@ -231,7 +241,7 @@ func assemble(
 				filepath.Join(cfg.RunDir, plugin.SwarmSocket))
 		}},
 	}
-	served, err := volumes(cfg, s, docker, meter.ObserveCall, log)
+	served, err := volumes(cfg, s, docker, observe, log)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +253,7 @@ func assemble(
 		})
 		parts = append(parts, part{"services of the swarm", services.Run}, part{"names", called.Run})
 	}
-	parts = append(parts, refusals(plane, mirror, s, node, cfg.DataDir, log))
+	parts = append(parts, refusals(plane, mirror, s, node, ring, log))
 	if cfg.Metrics != "" {
 		parts = append(parts, part{"metrics", func(ctx context.Context) error { return meter.Serve(ctx, cfg.Metrics, log) }})
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -29,6 +30,9 @@ const (
 type Filter struct {
 	kernel Kernel
 	log    *slog.Logger
+
+	repaired func(did []string, failed error)
+	drift    atomic.Uint64
 
 	failing  chan struct{} // has something in it after a failed Apply
 	applying sync.Mutex    // held while the kernel is read and changed
@@ -52,8 +56,16 @@ type Receipt struct {
 
 // New returns the filter of a kernel.
 func New(kernel Kernel, log *slog.Logger) *Filter {
-	return &Filter{kernel: kernel, log: log, want: map[string]Compiled{}, failing: make(chan struct{}, 1)}
+	return &Filter{kernel: kernel, log: log, want: map[string]Compiled{}, failing: make(chan struct{}, 1),
+		repaired: func([]string, error) {}}
 }
+
+// OnRepair has f told of each repair: what was done, as commands, and why it failed if it did. It is called before anything
+// else, and f returns soon.
+func (f *Filter) OnRepair(told func(did []string, failed error)) { f.repaired = told }
+
+// Drift is how many operations it took so far to repair what others changed.
+func (f *Filter) Drift() uint64 { return f.drift.Load() }
 
 // Kind is the name of the kernel in use.
 func (f *Filter) Kind() string { return f.kernel.Name() }
@@ -185,6 +197,8 @@ func (f *Filter) repair(ctx context.Context) error {
 		f.receipts = append(f.receipts, r)
 	}
 	f.receipts = f.receipts[max(0, len(f.receipts)-maxReceipts):]
+	f.drift.Add(uint64(len(ops)))
+	f.repaired(shown, err)
 	f.log.Warn("repaired the packet filter, which something else had changed", "operations", len(ops), "did", shown,
 		"took", r.Took, "error", r.Error)
 	return err
@@ -214,6 +228,9 @@ func (f *Filter) Diff(ctx context.Context) ([]Op, error) {
 	}
 	return f.plan(have, f.owners()), nil
 }
+
+// Totals returns what the rules of all owners have matched, by their whole names. Rules that are there anew begin at zero.
+func (f *Filter) Totals(ctx context.Context) (map[string]Count, error) { return f.kernel.Counts(ctx) }
 
 // Counts returns what an owner's rules have matched, by their names. Rules that are there anew begin at zero.
 func (f *Filter) Counts(ctx context.Context, owner string) (map[string]Count, error) {

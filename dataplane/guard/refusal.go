@@ -26,11 +26,11 @@ const (
 	nfulaHeader                = 16
 )
 
-// Refusals calls f with some of the frames that are dropped, a few per second at most, until ctx ends. It returns at once if
-// the kernel cannot tell.
+// Refusals calls f with some of the frames that are dropped, a few per second at most, until ctx ends. It returns ErrSilent
+// at once if the kernel cannot tell.
 func (t *Table) Refusals(ctx context.Context, f func(Refusal)) error {
 	if t.silent {
-		return nil
+		return ErrSilent
 	}
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: t.ns})
 	if err != nil {

@@ -18,6 +18,9 @@ import (
 // ErrUnsupported is wrapped by what Open returns on a kernel without what the table needs.
 var ErrUnsupported = errors.New("this kernel cannot guard containers' ports")
 
+// ErrSilent is returned by Refusals on a kernel without nfnetlink_log: drops are counted there all the same.
+var ErrSilent = errors.New("this kernel has no nfnetlink_log, so nobody hears who tried what; load the module and restart netdriver")
+
 // Table is the kernel's table in one network namespace. Its methods may be called from any goroutine.
 type Table struct {
 	ns int
@@ -62,9 +65,6 @@ func Look(ns int) (*Table, error) {
 	}
 	return t, nil
 }
-
-// Silent says whether the kernel lacks nfnetlink_log, so that drops are counted and nobody hears who tried what.
-func (t *Table) Silent() bool { return t.silent }
 
 func (t *Table) connect() (err error) {
 	if t.conn != nil {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/netdriver/netdriver/vxlan"
@@ -30,15 +31,28 @@ const (
 
 // Plane makes the kernel match wanted networks and keeps it so. All methods may be called at any time from any goroutine.
 type Plane struct {
-	kernel  Kernel
-	log     *slog.Logger
-	drifted chan string
+	kernel   Kernel
+	log      *slog.Logger
+	drifted  chan string
+	counts   counts
+	repaired func(network string, did []string, failed error)
 
 	mu   sync.Mutex // held while the kernel is read or changed: VLAN interfaces are several networks'
 	nets map[string]*network
 
 	// state guards what is read without waiting for the kernel.
 	state sync.Mutex
+}
+
+// counts are the totals behind Counters.
+type counts struct{ reads, ops, failures, drift atomic.Uint64 }
+
+// Counters are totals since the Plane was made.
+type Counters struct {
+	Reads    uint64 // networks read from the kernel, the looks into containers included
+	Ops      uint64 // operations run, failed ones included
+	Failures uint64 // calls to Apply, Remove or Sweep in which an operation failed
+	Drift    uint64 // operations that repaired what others had changed
 }
 
 // network is what a Plane knows of one network.
@@ -51,7 +65,6 @@ type network struct {
 	// parent is the state of the parent when the network was last applied.
 	parent   parentState
 	receipts []Receipt
-	drift    uint64
 }
 
 // parentState is what decides whether containers on an interface work.
@@ -78,7 +91,34 @@ type Receipt struct {
 
 // NewPlane returns a Plane that knows nothing yet.
 func NewPlane(k Kernel, log *slog.Logger) *Plane {
-	return &Plane{kernel: k, log: log, drifted: make(chan string), nets: map[string]*network{}}
+	return &Plane{kernel: k, log: log, drifted: make(chan string), nets: map[string]*network{},
+		repaired: func(string, []string, error) {}}
+}
+
+// OnRepair has f told of each repair: what was done, as commands, and why it failed if it did. It is called before anything
+// else, and f returns soon.
+func (p *Plane) OnRepair(f func(network string, did []string, failed error)) { p.repaired = f }
+
+// Counters returns the totals over all networks.
+func (p *Plane) Counters() Counters {
+	c := &p.counts
+	return Counters{Reads: c.reads.Load(), Ops: c.ops.Load(), Failures: c.failures.Load(), Drift: c.drift.Load()}
+}
+
+// look reads one network from the kernel.
+func (p *Plane) look(ctx context.Context, want Network) (Network, error) {
+	p.counts.reads.Add(1)
+	return p.kernel.Read(ctx, want)
+}
+
+// run changes the kernel.
+func (p *Plane) run(ctx context.Context, ops []Op) error {
+	p.counts.ops.Add(uint64(len(ops)))
+	err := p.kernel.Run(ctx, ops)
+	if err != nil {
+		p.counts.failures.Add(1)
+	}
+	return err
 }
 
 // Interfaces lists the host's.
@@ -115,7 +155,7 @@ func (p *Plane) Apply(ctx context.Context, want Network) ([]Op, error) {
 	if before, reached := p.before(want.Name); reached {
 		repairs = common(plan(have, before), ops)
 	}
-	if err = p.kernel.Run(ctx, ops); len(ops) > 0 {
+	if err = p.run(ctx, ops); len(ops) > 0 {
 		p.announceAgain(ctx, want, ops)
 	}
 	p.note(want, stateOf(want.Parent, host), repairs, start, err)
@@ -124,7 +164,7 @@ func (p *Plane) Apply(ctx context.Context, want Network) ([]Op, error) {
 
 // read reads the kernel. What is missed in a container is looked for once more.
 func (p *Plane) read(ctx context.Context, want Network) (Network, error) {
-	have, err := p.kernel.Read(ctx, want)
+	have, err := p.look(ctx, want)
 	places := func(op Op) bool { return op.Verb == PlacePort }
 	if err == nil && slices.ContainsFunc(plan(have, want), places) {
 		select {
@@ -132,7 +172,7 @@ func (p *Plane) read(ctx context.Context, want Network) (Network, error) {
 			return have, context.Cause(ctx)
 		case <-time.After(movingTime):
 		}
-		have, err = p.kernel.Read(ctx, want)
+		have, err = p.look(ctx, want)
 	}
 	if err != nil {
 		return have, fmt.Errorf("read network %s from the kernel: %w", want.Name, err)
@@ -190,11 +230,12 @@ func (p *Plane) note(want Network, parent parentState, repairs []string, start t
 	if failed != nil {
 		r.Error = failed.Error()
 	}
-	n.drift += uint64(len(repairs))
+	p.counts.drift.Add(uint64(len(repairs)))
 	for _, r.Op = range repairs {
 		n.receipts = append(n.receipts, r)
 	}
 	n.receipts = n.receipts[max(0, len(n.receipts)-maxReceipts):]
+	p.repaired(want.Name, repairs, failed)
 	p.log.Warn("repaired what something else had changed", "network", want.Name, "did", repairs, "took", r.Took, "error", r.Error)
 }
 
@@ -203,7 +244,7 @@ func (p *Plane) Diff(ctx context.Context, want Network) ([]Op, error) {
 	if err := want.Check(); err != nil {
 		return nil, err
 	}
-	have, err := p.kernel.Read(ctx, want)
+	have, err := p.look(ctx, want)
 	if err != nil {
 		return nil, fmt.Errorf("read network %s from the kernel: %w", want.Name, err)
 	}
@@ -222,14 +263,14 @@ func (p *Plane) Remove(ctx context.Context, name string, keep []string) error {
 	}
 	delete(p.nets, name) // from here on our own removals are no drift
 	p.state.Unlock()
-	have, err := p.kernel.Read(ctx, Network{Name: name, VLAN: known.VLAN})
+	have, err := p.look(ctx, Network{Name: name, VLAN: known.VLAN})
 	if err != nil {
 		return fmt.Errorf("read network %s from the kernel: %w", name, err)
 	}
 	if slices.Contains(keep, have.VLAN.Device) {
 		have.VLAN = VLAN{}
 	}
-	return p.kernel.Run(ctx, plan(have, Network{Name: name}))
+	return p.run(ctx, plan(have, Network{Name: name}))
 }
 
 // Sweep removes what a daemon left behind that was killed: networks that wanted denies, unless they still have containers,
@@ -247,7 +288,7 @@ func (p *Plane) Sweep(ctx context.Context, wanted func(network string) bool, kee
 			continue
 		}
 		p.log.Info("removing what no record wants", "network", n.Name, "vlan", n.VLAN.Device)
-		if err := p.kernel.Run(ctx, plan(n, Network{Name: n.Name})); err != nil {
+		if err := p.run(ctx, plan(n, Network{Name: n.Name})); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -323,7 +364,7 @@ func (p *Plane) differs(ctx context.Context, n network, changed bool) bool {
 	if n.failed || !changed && !slices.ContainsFunc(n.want.Ports, inContainer) {
 		return false
 	}
-	have, err := p.kernel.Read(ctx, n.want)
+	have, err := p.look(ctx, n.want)
 	return err == nil && len(plan(have, n.want)) > 0
 }
 

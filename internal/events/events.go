@@ -20,6 +20,12 @@ import (
 const (
 	Spoofed = "spoofed" // a container sent with an address that is not its own
 	Denied  = "denied"  // no rule of the network allows what it sent
+	// Repaired: something else had changed what is netdriver's, or to repair it failed.
+	Repaired = "repaired"
+	// Refused: a call of Docker's was answered with an error.
+	Refused = "refused"
+	// Notice is about netdriver itself.
+	Notice = "notice"
 )
 
 // Event is one thing that happened. Fields that mean nothing to its kind are empty.

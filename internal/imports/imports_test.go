@@ -55,7 +55,7 @@ func allowed() map[string][]string {
 		"internal/control":   {"diag", "internal/local"},
 		"internal/local":     {},
 		"internal/events":    {},
-		"internal/metrics":   {"dataplane", "dataplane/balance", "driver"},
+		"internal/metrics":   {"dataplane", "dataplane/balance", "dataplane/firewall", "dataplane/guard", "dataplane/lan", "driver"},
 		"internal/nettest":   {"internal/netlink"},
 		"internal/sorted":    {},
 		"internal/golden":    {},

@@ -18,6 +18,8 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/dataplane/lan"
 	"github.com/netdriver/netdriver/driver"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
@@ -34,7 +36,9 @@ type Sources struct {
 	Store  store.Store
 	Mirror *store.Mirror
 	Plane  Plane
-	// Encryption may be nil.
+	// LAN, Filter and Encryption may be nil.
+	LAN        LAN
+	Filter     Filter
 	Encryption Encryption
 	// Node is this node's name, Version the program's.
 	Node, Version string
@@ -44,6 +48,12 @@ type Sources struct {
 type Plane interface {
 	Counters() dataplane.Counters
 	Counts(ctx context.Context, vni vxlan.VNI) ([]balance.Count, error)
+	Drops(ctx context.Context, vni vxlan.VNI) ([]guard.Drops, error)
+}
+
+// LAN is what is counted in the data plane of the host's own networks; *lan.Plane is the real one.
+type LAN interface {
+	Counters() lan.Counters
 }
 
 // Metrics is one daemon's registry and the counters that the daemon feeds.
@@ -88,7 +98,7 @@ func New(src Sources) *Metrics {
 	})
 	build.Set(1)
 	m.registry.MustRegister(m.calls, m.callTime, m.reconciles, m.operations, m.lastSuccess, build,
-		newState(src), newServices(src), newEncryption(src), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		newState(src), newServices(src), newIsolation(src), newEncryption(src), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 

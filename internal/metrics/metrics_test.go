@@ -21,6 +21,9 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/balance"
+	"github.com/netdriver/netdriver/dataplane/firewall"
+	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/dataplane/lan"
 	"github.com/netdriver/netdriver/driver"
 	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
@@ -45,6 +48,24 @@ func (counters) Counts(_ context.Context, vni vxlan.VNI) ([]balance.Count, error
 	return []balance.Count{
 		{Backend: to, Flows: 5, Bytes: 500}, {Backend: moved, Flows: 1, Bytes: 50}, {Backend: gone, Flows: 9, Bytes: 9},
 	}, nil
+}
+
+func (counters) Drops(_ context.Context, vni vxlan.VNI) ([]guard.Drops, error) {
+	if vni != 7 {
+		return nil, guard.ErrUnsupported
+	}
+	return []guard.Drops{{Port: dataplane.PortName("e0"), Spoofed: 21, Denied: 22, TooFast: 23}, {Port: "another", Spoofed: 1}}, nil
+}
+
+// hosts is a data plane of the host's own networks, and its packet filter.
+type hosts struct{}
+
+func (hosts) Counters() lan.Counters { return lan.Counters{Reads: 31, Ops: 32, Failures: 33, Drift: 34} }
+
+func (hosts) Drift() uint64 { return 35 }
+
+func (hosts) Totals(context.Context) (map[string]firewall.Count, error) {
+	return map[string]firewall.Count{"underlay-stranger": {Packets: 6}}, nil
 }
 
 // pairs is an encryption with one peer, and one that is blocked.
@@ -120,7 +141,7 @@ func daemon(t *testing.T) (*Metrics, *store.Memory) {
 	)
 	put(store.Put(store.StatusKey("node11"), store.Encode(store.Status{Applied: map[string]int64{"web": 1}})))
 
-	m := New(Sources{Store: mem, Mirror: mirror, Plane: counters{}, Encryption: pairs{}, Node: "node1", Version: "v1.2.3"})
+	m := New(Sources{Store: mem, Mirror: mirror, Plane: counters{}, LAN: hosts{}, Filter: hosts{}, Encryption: pairs{}, Node: "node1", Version: "v1.2.3"})
 	m.ObserveCall("NetworkDriver.Join", nil, 3*time.Millisecond)
 	m.ObserveCall("NetworkDriver.Join", errors.New("no"), time.Second)
 	m.ObserveReconciliation(
@@ -188,10 +209,16 @@ func TestAScrapeTellsWhatTheDaemonDidAndKnows(t *testing.T) {
 		`netdriver_reconcile_duration_seconds_count{result="error"} 1`,
 		`netdriver_kernel_operations_total{kind="put_fdb"} 2`,
 		`netdriver_kernel_operations_total{kind="add_port"} 1`,
-		`netdriver_kernel_reads_total 11`,
-		`netdriver_kernel_changes_total 12`,
-		`netdriver_kernel_failures_total 13`,
-		`netdriver_drift_repairs_total 14`,
+		`netdriver_kernel_reads_total{plane="overlay"} 11`, `netdriver_kernel_reads_total{plane="host"} 31`,
+		`netdriver_kernel_changes_total{plane="host"} 32`, `netdriver_kernel_failures_total{plane="host"} 33`,
+		`netdriver_drift_repairs_total{plane="host"} 34`, `netdriver_drift_repairs_total{plane="filter"} 35`,
+		`netdriver_dropped_frames_total{endpoint="e0",network="web",reason="spoofed"} 21`,
+		`netdriver_dropped_frames_total{endpoint="e0",network="web",reason="denied"} 22`,
+		`netdriver_dropped_frames_total{endpoint="e0",network="web",reason="too_fast"} 23`,
+		`netdriver_filter_dropped_packets_total{counter="underlay-stranger"} 6`, `netdriver_address_conflicts 0`,
+		`netdriver_kernel_changes_total{plane="overlay"} 12`,
+		`netdriver_kernel_failures_total{plane="overlay"} 13`,
+		`netdriver_drift_repairs_total{plane="overlay"} 14`,
 		`netdriver_networks{place="here"} 1`,
 		`netdriver_networks{place="elsewhere"} 1`,
 		`netdriver_endpoints{network="web",place="local"} 1`,

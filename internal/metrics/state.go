@@ -20,7 +20,7 @@ type state struct {
 	networks, endpoints, nodes    *prometheus.Desc
 	wanted, applied, lag          *prometheus.Desc
 	storeUp, storeRevision        *prometheus.Desc
-	leases                        *prometheus.Desc
+	leases, conflicts             *prometheus.Desc
 	reads, runs, failures, drifts *prometheus.Desc
 }
 
@@ -60,10 +60,13 @@ func newState(src Sources) *state {
 		storeUp:       desc("store_up", "1 if the store answers, else 0."),
 		storeRevision: desc("store_revision", "The store's present revision."),
 		leases:        desc("pool_leases", "Leased addresses of a pool, reserved ones included.", "pool"),
-		reads:         desc("kernel_reads_total", "Networks read from the kernel."),
-		runs:          desc("kernel_changes_total", "Operations run on the kernel, removals of whole networks included."),
-		failures:      desc("kernel_failures_total", "Attempts to change the kernel in which an operation failed."),
-		drifts:        desc("drift_repairs_total", "Operations that repaired what something else had changed."),
+		conflicts:     desc("address_conflicts", "Addresses of the cluster's networks that somebody outside the cluster was found to have."),
+		reads: desc("kernel_reads_total", "Networks read from the kernel, by data plane (overlay; host: macvlan, ipvlan, bridges of one "+
+			"host, and the host's own places).", "plane"),
+		runs:     desc("kernel_changes_total", "Operations run on the kernel, removals of whole networks included, by data plane.", "plane"),
+		failures: desc("kernel_failures_total", "Attempts to change the kernel in which an operation failed, by data plane.", "plane"),
+		drifts: desc("drift_repairs_total", "Operations that repaired what something else had changed, by data plane; filter is the host's "+
+			"packet filter.", "plane"),
 	}
 }
 
@@ -71,7 +74,7 @@ func newState(src Sources) *state {
 func (s *state) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		s.networks, s.endpoints, s.nodes, s.wanted, s.applied, s.lag, s.storeUp, s.storeRevision, s.leases, s.reads, s.runs,
-		s.failures, s.drifts,
+		s.failures, s.drifts, s.conflicts,
 	} {
 		ch <- d
 	}
@@ -80,16 +83,25 @@ func (s *state) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (s *state) Collect(ch chan<- prometheus.Metric) {
 	c := s.src.Plane.Counters()
-	totals := map[*prometheus.Desc]uint64{
-		s.reads: c.Reads, s.runs: c.Ops, s.failures: c.Failures, s.drifts: c.Drift,
+	s.totals(ch, "overlay", c.Reads, c.Ops, c.Failures, c.Drift)
+	if s.src.LAN != nil {
+		c := s.src.LAN.Counters()
+		s.totals(ch, "host", c.Reads, c.Ops, c.Failures, c.Drift)
 	}
-	for d, v := range totals {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	if s.src.Filter != nil {
+		ch <- prometheus.MustNewConstMetric(s.drifts, prometheus.CounterValue, float64(s.src.Filter.Drift()), "filter")
 	}
 	here, pools := s.records(ch)
 	ctx, cancel := context.WithTimeout(context.Background(), askStore)
 	defer cancel()
 	s.fromStore(ctx, ch, here, pools)
+}
+
+// totals tells what a data plane has done.
+func (s *state) totals(ch chan<- prometheus.Metric, plane string, reads, runs, failures, drifts uint64) {
+	for d, v := range map[*prometheus.Desc]uint64{s.reads: reads, s.runs: runs, s.failures: failures, s.drifts: drifts} {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), plane)
+	}
 }
 
 func gauge[N int | int64](ch chan<- prometheus.Metric, d *prometheus.Desc, v N, labels ...string) {
@@ -161,6 +173,9 @@ func (s *state) fromStore(ctx context.Context, ch chan<- prometheus.Metric, here
 		if n, err := s.src.Store.Count(ctx, store.PoolLeases(p)); err == nil {
 			gauge(ch, s.leases, n, p.String())
 		}
+	}
+	if n, err := s.src.Store.Count(ctx, store.ConflictPrefix); err == nil {
+		gauge(ch, s.conflicts, n)
 	}
 	var status store.Status
 	for _, kv := range kvs {

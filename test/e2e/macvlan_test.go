@@ -138,14 +138,27 @@ func TestAnInterfaceThatIsRemovedFromAContainerOrWithItsParentComesBack(t *testi
 	name := serve(t, n, network, "--cap-add", "NET_ADMIN")
 	addr := address(t, n, network, name, "IPAddress")
 	before := docker(t, n, "exec", name, "ip", "address", "show", "dev", "eth0")
+	there := func() error {
+		out, err := inside(t, n, name, "cat", "/proc/net/dev")
+		if err == nil && !strings.Contains(out, "eth0") {
+			err = fmt.Errorf("no eth0 in %s", out)
+		}
+		return err
+	}
+	if err := there(); err != nil { // the control, and the programs are in memory
+		t.Fatal(err)
+	}
+	if out, err := inside(t, n, name, "ip", "link", "del", "eth0"); err != nil {
+		t.Fatal(out)
+	}
 	begin := time.Now()
-	docker(t, n, "exec", name, "ip", "link", "del", "eth0")
+	eventually(t, time.Second, there)
+	t.Logf("back %s after its removal", time.Since(begin))
 	back := func() error {
 		_, err := c.Outside.Exec(t.Context(), "busybox", "ping", "-c", "1", "-W", "1", addr)
 		return err
 	}
 	eventually(t, 5*time.Second, back)
-	t.Logf("back %s after its removal", time.Since(begin))
 	noticed(t, n, network, "netns /var/run/docker/netns/")
 	for _, word := range []string{addr, mac(t, n, network, name)} {
 		says(t, before, word)
