@@ -60,7 +60,9 @@ func (counters) Drops(_ context.Context, vni vxlan.VNI) ([]guard.Drops, error) {
 // hosts is a data plane of the host's own networks, and its packet filter.
 type hosts struct{}
 
-func (hosts) Counters() lan.Counters { return lan.Counters{Reads: 31, Ops: 32, Failures: 33, Drift: 34} }
+func (hosts) Counters() lan.Counters {
+	return lan.Counters{Reads: 31, Ops: 32, Failures: 33, Drift: 34}
+}
 
 func (hosts) Drift() uint64 { return 35 }
 

@@ -73,7 +73,9 @@ func TestWhatSomebodyTakesAwayIsBackWithinASecondAndIsAnEvent(t *testing.T) {
 		{"an element", rules, func() { guardTable(t, n, "delete", "element", "bridge", "netdriver", "own4", "{ "+element+" }") },
 			func() bool { return strings.Contains(table(), element) }},
 		{"rules", rules, func() { guardTable(t, n, "flush", "chain", "bridge", "netdriver", chain) },
-			func() bool { return strings.Contains(guardTable(t, n, "list", "chain", "bridge", "netdriver", chain), "comment") }},
+			func() bool {
+				return strings.Contains(guardTable(t, n, "list", "chain", "bridge", "netdriver", chain), "comment")
+			}},
 		{"a macvlan device", lan, func() { _, _ = inside(t, n, lan, "ip", "link", "del", "eth0") },
 			func() bool { return strings.Contains(has(lan), "eth0") }},
 		{"a pair", one, func() { _, _ = inside(t, n, one, "ip", "link", "del", "eth0") },
