@@ -58,6 +58,8 @@ func (reports) Diff(_ context.Context, network string) (diag.DiffReport, error) 
 	}}, nil
 }
 
+func (r reports) Traffic(context.Context) (diag.Traffic, error) { return diag.Traffic{}, nil }
+
 func (reports) Health(context.Context) diag.Health { return diag.Health{} }
 
 // startReports serves reports as a daemon does, and returns its run directory.

@@ -24,6 +24,7 @@ import (
 	"github.com/netdriver/netdriver/internal/keying"
 	"github.com/netdriver/netdriver/internal/metrics"
 	"github.com/netdriver/netdriver/internal/names"
+	"github.com/netdriver/netdriver/internal/page"
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/internal/swarm"
 	"github.com/netdriver/netdriver/internal/underlay"
@@ -256,6 +257,11 @@ func assemble(
 	parts = append(parts, refusals(plane, mirror, s, node, ring, log))
 	if cfg.Metrics != "" {
 		parts = append(parts, part{"metrics", func(ctx context.Context) error { return meter.Serve(ctx, cfg.Metrics, log) }})
+	}
+	if cfg.UI != "" {
+		parts = append(parts, part{"page", (&page.Server{
+			Address: cfg.UI, Cert: cfg.UICert, Key: cfg.UIKey, CA: cfg.UICA, Reports: control.NewServer(diagnosis, log), Log: log,
+		}).Run})
 	}
 	return parts, nil
 }

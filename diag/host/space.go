@@ -64,8 +64,9 @@ type Link struct {
 	Underlay int
 	// Space is the number of the namespace that has the other end; -1 if it is this one.
 	Space int
-	// Counters since the device was made.
-	Received, Sent, Dropped uint64
+	// Counters since the device was made: packets, and bytes of all received and sent.
+	Received, Sent, Dropped  uint64
+	ReceivedBytes, SentBytes uint64
 }
 
 // Links returns all devices.
@@ -99,6 +100,7 @@ func linkOf(l netlink.Link) Link {
 	copy(out.MAC[:], a.HardwareAddr)
 	if st := a.Statistics; st != nil {
 		out.Received, out.Sent = st.RxPackets, st.TxPackets
+		out.ReceivedBytes, out.SentBytes = st.RxBytes, st.TxBytes
 		out.Dropped = st.RxDropped + st.TxDropped + st.RxErrors + st.TxErrors
 	}
 	if v, ok := l.(*netlink.Vxlan); ok {

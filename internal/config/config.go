@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -41,9 +43,13 @@ type Config struct {
 	StoreCA, StoreCert, StoreKey string
 	DataDir, SocketDir, RunDir   string
 	// Metrics is the address that serves /metrics; empty means nobody does.
-	Metrics   string
-	LogLevel  slog.Level
-	LogFormat string
+	Metrics string
+	// UI is the address that serves the page; empty means nobody does. UICert and UIKey are needed for one that others
+	// reach; UICA signs those who may.
+	UI                  string
+	UICert, UIKey, UICA string
+	LogLevel            slog.Level
+	LogFormat           string
 	// VXLANPort is the UDP port of networks that this node creates without choosing one.
 	VXLANPort uint16
 	// EncryptedPort is that of encrypted ones, ESPInUDP the port for ESP over UDP or 0.
@@ -135,6 +141,9 @@ func (c Config) check(names []string) error {
 	if (c.StoreCert == "") != (c.StoreKey == "") {
 		return fmt.Errorf("%w: store-cert and store-key belong together: set both or none", ErrSetting)
 	}
+	if err := c.checkUI(); err != nil {
+		return err
+	}
 	if len(c.Store) > 0 && len(c.StoreListen) > 0 {
 		return fmt.Errorf(
 			"%w: store-listen %s is for the embedded store, and store %s names one elsewhere: set one of the two",
@@ -149,6 +158,26 @@ func (c Config) check(names []string) error {
 		}
 	}
 	return nil
+}
+
+// checkUI wants TLS where others than this host's users reach the page.
+func (c Config) checkUI() error {
+	switch host, port, _ := net.SplitHostPort(c.UI); {
+	case (c.UICert == "") != (c.UIKey == ""):
+		return fmt.Errorf("%w: ui-cert and ui-key belong together: set both or none", ErrSetting)
+	case c.UICert == "" && c.UICA != "":
+		return fmt.Errorf("%w: ui-ca %s asks for certificates, which needs TLS: set ui-cert and ui-key, too", ErrSetting, c.UICA)
+	case c.UI != "" && c.UICert == "" && !loopback(host):
+		return fmt.Errorf("%w: ui %s can be reached from elsewhere, and would tell everybody about the cluster: use ui 127.0.0.1:%s "+
+			"(and ssh -L from elsewhere), or set ui-cert and ui-key, and ui-ca to say who may look", ErrSetting, c.UI, port)
+	}
+	return nil
+}
+
+// loopback says whether only this host reaches an address.
+func loopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
 // environment returns the settings among environ by name. A NETDRIVER_ variable that is none is an error: most likely

@@ -104,12 +104,12 @@ func TestEverySettingHasAFlagAVariableAndAKey(t *testing.T) {
 		"store-ca":   pem,
 		"store-cert": pem, "store-key": pem, "data-dir": "/d", "socket-dir": "/s", "run-dir": "/r",
 		"docker-host": "tcp://h:1",
-		"metrics":     ":9100", "log-level": "debug", "log-format": "json",
+		"metrics":     ":9100", "ui": "0.0.0.0:9473", "ui-cert": pem, "ui-key": pem, "ui-ca": pem, "log-level": "debug", "log-format": "json",
 	}
 	want := Config{
 		Parents:  map[string]string{"lan": "eth1", "dmz": "192.0.2.0/24"},
 		Underlay: "eth0", Node: "n1", Cluster: "lab", Store: []string{"https://192.0.2.1:2379"}, StoreCA: pem, StoreCert: pem,
-		StoreKey: pem, DataDir: "/d", SocketDir: "/s", RunDir: "/r", Metrics: ":9100", LogLevel: slog.LevelDebug,
+		StoreKey: pem, DataDir: "/d", SocketDir: "/s", RunDir: "/r", Metrics: ":9100", UI: "0.0.0.0:9473", UICert: pem, UIKey: pem, UICA: pem, LogLevel: slog.LevelDebug,
 		LogFormat: "json",
 		VXLANPort: 4790, EncryptedPort: 4795, ESPInUDP: 4500, PeerPort: 4798, DockerHost: "tcp://h:1",
 	}
@@ -153,6 +153,11 @@ func TestABadValueIsRefusedWithItsNameItsOriginAndWhatIsAllowed(t *testing.T) {
 		{"store-ca", "/nowhere/ca.pem", "readable"},
 		{"data-dir", "data", "absolute"},
 		{"metrics", "9100", "PORT"},
+		{"ui", "9473", "ADDRESS:PORT"},
+		{"ui", ":9473", "ADDRESS:PORT"},
+		{"ui", "example.com:9473", "ADDRESS:PORT"},
+		{"ui", "127.0.0.1:0", "ADDRESS:PORT"},
+		{"ui-cert", "/nowhere/cert.pem", "readable"},
 		{"docker-host", "/var/run/docker.sock", "unix://"},
 		{"log-level", "loud", "debug, info, warn or error"},
 		{"log-format", "xml", "text or json"},
@@ -189,9 +194,29 @@ func TestSettingsThatContradictEachOtherAreRefused(t *testing.T) {
 		"belong together": {"--store-cert=/dev/null"},
 		"one of the two":  {"--store=http://h:1", "--store-listen=https://h:2"},
 		"mutual TLS":      {"--store=https://h:1"},
+		"ui-cert and":     {"--ui-cert=/dev/null"},
+		"needs TLS":       {"--ui-ca=/dev/null"},
 	} {
 		if _, err := load(t, args, nil, ""); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: error %v, want %q", args, err, want)
+		}
+	}
+}
+
+func TestThePageIsForThisHostOnlyUnlessItHasTLS(t *testing.T) {
+	for address, only := range map[string]bool{
+		"127.0.0.1:9473": true, "[::1]:9473": true, "localhost:9473": true,
+		"0.0.0.0:9473": false, "[::]:9473": false, "192.0.2.1:9473": false, "[::ffff:192.0.2.1]:9473": false,
+	} {
+		_, err := load(t, []string{"--ui=" + address}, nil, "")
+		if only != (err == nil) {
+			t.Errorf("ui %s: error %v", address, err)
+		}
+		if err != nil && (!strings.Contains(err.Error(), "127.0.0.1:9473") || !strings.Contains(err.Error(), "ui-cert")) {
+			t.Errorf("ui %s: %q has no remedy", address, err)
+		}
+		if _, err := load(t, []string{"--ui=" + address, "--ui-cert=/dev/null", "--ui-key=/dev/null"}, nil, ""); err != nil {
+			t.Errorf("ui %s with TLS: %v", address, err)
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (s setting) env() string {
 
 // table returns all settings, in the order in which the documents have them.
 func table() []setting {
-	return slices.Concat(siteSettings(), lanSettings(), storeSettings(), localSettings())
+	return slices.Concat(siteSettings(), lanSettings(), storeSettings(), localSettings(), pageSettings(), logSettings())
 }
 
 // siteSettings say who this node is.
@@ -200,6 +200,42 @@ func localSettings() []setting {
 			allowed: "ADDRESS:PORT or :PORT",
 			set:     setMetrics,
 		},
+	}
+}
+
+// pageSettings say where the page is served, and to whom.
+func pageSettings() []setting {
+	return []setting{
+		{
+			name: "ui", shown: "off",
+			help:    "address that serves the page about the cluster",
+			allowed: "127.0.0.1:PORT; with ui-cert and ui-key any ADDRESS:PORT of this host",
+			set:     setUI,
+		},
+		{
+			name: "ui-cert", help: "PEM file with the page's certificate: with it, the page is served by TLS",
+			allowed: "a readable file",
+			file:    true,
+			set:     func(c *Config, v string) error { c.UICert = v; return readable(v) },
+		},
+		{
+			name: "ui-key", help: "PEM file with the key of ui-cert",
+			allowed: "a readable file",
+			file:    true,
+			set:     func(c *Config, v string) error { c.UIKey = v; return readable(v) },
+		},
+		{
+			name: "ui-ca", shown: "everybody", help: "PEM file with the CA whose certificates a browser must show to see the page",
+			allowed: "a readable file",
+			file:    true,
+			set:     func(c *Config, v string) error { c.UICA = v; return readable(v) },
+		},
+	}
+}
+
+// logSettings say what is logged.
+func logSettings() []setting {
+	return []setting{
 		{
 			name: "log-level", fallback: "info",
 			help:    "how much is logged",
@@ -269,6 +305,22 @@ func setMetrics(c *Config, v string) error {
 		return err
 	}
 	_, err = strconv.ParseUint(port, 10, 16)
+	return err
+}
+
+func setUI(c *Config, v string) error {
+	c.UI = v
+	if v == "" {
+		return nil
+	}
+	host, p, err := net.SplitHostPort(v)
+	if err != nil {
+		return err
+	}
+	if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
+		return fmt.Errorf("%q is not an address", host)
+	}
+	_, err = port(p)
 	return err
 }
 

@@ -77,6 +77,10 @@ func (reporter) Diff(_ context.Context, network string) (diag.DiffReport, error)
 	}}, nil
 }
 
+func (reporter) Traffic(context.Context) (diag.Traffic, error) {
+	return diag.Traffic{Schema: diag.TrafficSchema, Node: "node1"}, nil
+}
+
 func (reporter) Health(context.Context) diag.Health {
 	return diag.Health{Schema: diag.Schema, Node: "node1"}
 }

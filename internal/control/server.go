@@ -35,6 +35,7 @@ type Reporter interface {
 	Check(ctx context.Context, peer string) (diag.CheckReport, error)
 	Trace(ctx context.Context, a diag.Ask) (diag.Trace, error)
 	Diff(ctx context.Context, network string) (diag.DiffReport, error)
+	Traffic(ctx context.Context) (diag.Traffic, error)
 }
 
 // Server answers on the local socket.
@@ -67,11 +68,12 @@ func NewServer(r Reporter, log *slog.Logger) *Server {
 	handle(s, "/v1/diff", func(ctx context.Context, req *http.Request) (diag.DiffReport, error) {
 		return r.Diff(ctx, req.FormValue("network"))
 	})
+	handle(s, "/v1/traffic", func(ctx context.Context, _ *http.Request) (diag.Traffic, error) { return r.Traffic(ctx) })
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
 		s.write(
 			w,
 			http.StatusNotFound,
-			failure{fmt.Sprintf("no report %s: there are GET /v1/networks, /v1/networks/NAME, /v1/nodes, /v1/health, /v1/check, /v1/trace, /v1/diff",
+			failure{fmt.Sprintf("no report %s: there are GET /v1/networks, /v1/networks/NAME, /v1/nodes, /v1/health, /v1/check, /v1/trace, /v1/diff, /v1/traffic",
 				req.URL.Path)},
 		)
 	})

@@ -54,6 +54,7 @@ func allowed() map[string][]string {
 		"internal/peer":      {"diag"},
 		"internal/control":   {"diag", "internal/local"},
 		"internal/local":     {},
+		"internal/page":      {},
 		"internal/events":    {},
 		"internal/metrics":   {"dataplane", "dataplane/balance", "dataplane/firewall", "dataplane/guard", "dataplane/lan", "driver"},
 		"internal/nettest":   {"internal/netlink"},

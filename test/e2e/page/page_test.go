@@ -1,0 +1,447 @@
+//go:build e2e
+
+// Package page looks at the daemon's page with a real browser, at clusters that are made up. Pictures go to out/page.
+package page
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/store"
+)
+
+// small is a cluster as most are: five nodes, four networks, one of which three nodes have.
+func small() *fake {
+	return newFake(5, 4, func(k int) int { return 8 + 5*k }, func(network, node int) bool { return network != 2 || node < 3 })
+}
+
+// broken is a small one with a dead node, and a network that failed on the first.
+func broken() *fake {
+	f := small()
+	f.down(3)
+	f.fault(1, diag.Failed, 0, "", "create bridge ndb1002: no space left on device", "remove the cause named here; it is tried again within 30 s")
+	f.checks = diag.CheckReport{
+		Schema: diag.CheckSchema, Node: nodeName(0), Verdict: diag.Failed,
+		Findings: []diag.Finding{{
+			Check: "peers", Severity: diag.Failed, Place: "node4", Cause: "nothing comes back from node4", Evidence: []string{"3 frames sent, 0 seen"},
+			Remedy: "look at its host",
+		}},
+		Checks: []diag.CheckRow{{Name: "peers", Looks: "marked frames to each other node and back", Verdict: diag.Failed}, {Name: "disk", Looks: "space", Verdict: diag.Healthy}},
+	}
+	return f
+}
+
+// large has 300 nodes and 10,000 endpoints in 40 networks, one of which is on all nodes.
+func large() *fake {
+	f := newFake(300, 40, func(k int) int {
+		switch k {
+		case 0:
+			return 4000
+		case 1:
+			return 6000 - 38*(6000/39)
+		}
+		return 6000 / 39
+	}, func(network, node int) bool { return network == 0 || node%5 == network%5 || node == 0 })
+	f.down(41)
+	f.down(123)
+	return f
+}
+
+// click chooses what a selector finds.
+func (tb *tab) click(selector string) {
+	tb.t.Helper()
+	tb.until(fmt.Sprintf("document.querySelector(%q)", selector))
+	tb.eval(fmt.Sprintf("document.querySelector(%q).dispatchEvent(new MouseEvent('click', {bubbles: true, cancelable: true, view: window}))", selector), nil)
+}
+
+// shows waits until an element shows all texts.
+func (tb *tab) shows(selector string, texts ...string) {
+	tb.t.Helper()
+	for _, text := range texts {
+		tb.until(fmt.Sprintf("document.querySelector(%q)?.innerText.includes(%q)", selector, text))
+	}
+}
+
+// focused describes what has the keyboard.
+func (tb *tab) focused() string {
+	tb.t.Helper()
+	var out string
+	tb.eval(`(() => { const e = document.activeElement;
+		return [e.tagName.toLowerCase(), e.id, e.getAttribute('aria-label') ?? e.innerText?.trim() ?? ''].join('|').slice(0, 120); })()`, &out)
+	return out
+}
+
+func TestThePageShowsWhatIsWrongWithItsRemedyAndLeadsToTheWholeReport(t *testing.T) {
+	tb := start(t).open(t, broken().serve(t), look{width: 1440, height: 900})
+	tb.shows("#verdict", "failed")
+	tb.shows("#details", "create bridge ndb1002: no space left on device", "node4 is not connected to the store", "start its host", "node1 (192.0.2.1)")
+	if text := tb.text("#details"); strings.Count(text, "is not connected") != 1 || strings.Contains(text, "may be unreachable") {
+		t.Errorf("the dead node is to be told once, without the figures of one network:\n%s", text)
+	}
+	tb.shows("#tiles", "1 DOWN", "1 failed", "2 degraded", "62", "Mbit/s")
+	tb.click(`[data-kind="cell"][data-node="node4"][data-network="web"]`)
+	tb.shows("#details", "web", "its 1 endpoints may be unreachable", "1450 = 1500 underlay − 50 VXLAN", "8 of 65,534 used", "as the records want it",
+		"Endpoints (1 of 8)", "netdriver inspect web")
+	tb.click(`#details a[data-key="node/node4"]`)
+	tb.shows("#details", "node4", "DOWN", "192.0.2.4", "Networks (3)")
+	tb.click(`#details button[data-key="check"]`)
+	tb.shows("#details", "nothing comes back from node4", "3 frames sent, 0 seen", "look at its host", "2 things looked at")
+	tb.click(`#details a.back`)
+	tb.shows("#details", "What is wrong")
+}
+
+func TestWhatChangesIsShownAndSaid(t *testing.T) {
+	f := small()
+	tb := start(t).open(t, f.serve(t)+"#/network/web", look{width: 1440, height: 900})
+	tb.shows("#verdict", "healthy")
+	tb.shows("#details", "Nothing is wrong", "Endpoints (8)", "peak")
+	f.down(2)
+	tb.shows("#verdict", "degraded")
+	tb.shows("#details", "node3 is not connected to the store")
+	tb.until(`document.querySelector('#announce').textContent.includes('degraded')`)
+	tb.until(`document.querySelector('[data-kind="cell"][data-node="node3"][data-network="web"]').getAttribute('aria-label') === 'node3 in web: 2 endpoints, DOWN'`)
+	tb.click("#pause")
+	f.fault(0, diag.Failed, 0, "", "another fault", "r")
+	var text string
+	tb.eval(`new Promise((done) => setTimeout(() => done(document.querySelector('#details').innerText), 4000))`, &text)
+	if strings.Contains(text, "another fault") {
+		t.Error("the page goes on while it is paused")
+	}
+	tb.click("#pause")
+	tb.shows("#details", "another fault")
+}
+
+func TestWhoIsAwayIsNamedAndTheLastStateStays(t *testing.T) {
+	f := small()
+	s := httptest.NewServer(f.handler())
+	defer s.Close()
+	tb := start(t).open(t, s.URL+"/", look{width: 1000, height: 700})
+	tb.until(`document.querySelector('#lost').hidden`)
+	f.mu.Lock()
+	f.away = errors.Join(store.ErrUnavailable, errors.New("etcd has no leader"))
+	f.mu.Unlock()
+	tb.shows("#lost", "etcd has no leader", "What you see is old")
+	tb.shows("#tiles", "62")
+	f.mu.Lock()
+	f.away = nil
+	f.mu.Unlock()
+	tb.until(`document.querySelector('#lost').hidden`)
+	s.Close()
+	tb.shows("#lost", "No answer from the daemon")
+	tb.quiet("Failed to load resource") // that is what the browser says of it
+}
+
+func TestTheKeyboardReachesEverything(t *testing.T) {
+	tb := start(t).open(t, broken().serve(t), look{width: 1440, height: 900})
+	tb.shows("#details", "Check node1")
+	var order []string
+	for range 16 {
+		tb.key("Tab")
+		order = append(order, tb.focused())
+	}
+	all := strings.Join(order, "\n")
+	at := 0
+	for _, want := range []string{"Skip to the topology", "Skip to what is wrong", "Pause", "1 failed", "1 DOWN", "filter", "problems", "input|", "columnheader", "database"} {
+		want = strings.Replace(want, "columnheader", "g||network web", 1)
+		i := strings.Index(all[at:], want)
+		if i < 0 {
+			t.Fatalf("%q is not reached, or not in order:\n%s", want, all)
+		}
+		at += i
+	}
+	tb.eval(`document.querySelector('#drawing [tabindex="0"]').focus()`, nil)
+	for _, step := range []struct{ key, want string }{
+		{"ArrowRight", "network database"},
+		{"ArrowDown", "node1 in database: 3 endpoints"},
+		{"ArrowDown", "node2 in database"},
+		{"ArrowLeft", "node2 in web"},
+		{"ArrowLeft", "node node2"},
+		{"End", "node2 in queue"},
+		{"ArrowDown", "node3 in queue"},
+		{"ArrowLeft", "node3 in monitoring"},
+		{"ArrowDown", "node3 in monitoring"}, // node4 and node5 do not have it
+		{"Home", "node node3"},
+		{"ArrowDown", "node node4: DOWN"},
+	} {
+		if tb.key(step.key); !strings.Contains(tb.focused(), step.want) {
+			t.Fatalf("after %s: %s, want %s", step.key, tb.focused(), step.want)
+		}
+	}
+	tb.key("Enter")
+	tb.until(`document.activeElement.tagName === 'H2' && document.activeElement.innerText === 'node4'`)
+	tb.key("Escape")
+	tb.until(`document.activeElement.getAttribute('aria-label')?.startsWith('node node4')`)
+}
+
+// accessible is what a screen reader is told.
+func (tb *tab) accessible() []node {
+	tb.t.Helper()
+	var tree struct{ Nodes []node }
+	tb.call("Accessibility.getFullAXTree", nil, &tree)
+	return tree.Nodes
+}
+
+type node struct {
+	Ignored    bool
+	Role, Name struct{ Value json.RawMessage }
+}
+
+func (n node) said() (role, name string) {
+	_ = json.Unmarshal(n.Role.Value, &role) // what is no text has no name
+	_ = json.Unmarshal(n.Name.Value, &name)
+	return role, name
+}
+
+func TestAScreenReaderIsToldAllThatIsDrawn(t *testing.T) {
+	tb := start(t).open(t, broken().serve(t)+"#/network/web", look{width: 1440, height: 900})
+	tb.shows("#details", "Endpoints (8)")
+	has := func(where string, wants ...string) {
+		t.Helper()
+		var all []string
+		for _, n := range tb.accessible() {
+			if n.Ignored {
+				continue
+			}
+			role, name := n.said()
+			all = append(all, role+" "+name)
+			named := []string{"button", "link", "searchbox", "checkbox", "radio", "gridcell", "columnheader", "rowheader", "region", "complementary", "table", "grid"}
+			if slices.Contains(named, role) && name == "" {
+				t.Errorf("%s: a %s has no name", where, role)
+			}
+		}
+		for _, want := range wants {
+			if !slices.ContainsFunc(all, func(s string) bool { return strings.HasPrefix(s, want) }) {
+				t.Errorf("%s: nothing is %q in:\n%s", where, want, strings.Join(all, "\n"))
+			}
+		}
+	}
+	has("drawing", "banner", "main", "region Summary", "region Topology", "complementary Details", "heading Topology", "heading web", "status",
+		"searchbox Filter nodes and networks by name", "checkbox problems only", "radio Drawing",
+		"grid Topology: hosts are rows", "columnheader network database: failed, 13 endpoints", "rowheader node node4: DOWN, 7 endpoints",
+		"gridcell node4 in web: 1 endpoint, DOWN", "table Endpoints", "cell 10.10.0.2")
+	tb.click(`input[value="tables"]`)
+	tb.shows("#tables", "Networks (4)", "Nodes (5)", "first problem")
+	has("tables", "table Networks", "table Nodes", "columnheader verdict", "cell web 1, database 2, queue 4", "cell DOWN", "cell failed")
+	tb.picture("tables")
+	var count string
+	tb.eval(`document.querySelector('#nodes [role=table]').getAttribute('aria-rowcount')`, &count)
+	if count != "6" {
+		t.Errorf("the table of nodes says that it has %s rows, want 6 with its head", count)
+	}
+}
+
+func TestFilterAndProblemsOnlyLeaveWhatTheySay(t *testing.T) {
+	tb := start(t).open(t, broken().serve(t), look{width: 1440, height: 900})
+	drawn := func() (out struct{ Nodes, Networks []string }) {
+		tb.eval(`new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done({
+			nodes: [...document.querySelectorAll('[data-kind="node"]')].map((e) => e.dataset.node),
+			networks: [...document.querySelectorAll('[data-kind="network"]')].map((e) => e.dataset.network)}))))`, &out)
+		return out
+	}
+	filter := func(text string) {
+		tb.eval(fmt.Sprintf(`(() => { const f = document.querySelector('#filter'); f.value = %q; f.dispatchEvent(new Event('input')); })()`, text), nil)
+	}
+	for text, want := range map[string]string{
+		"NODE4": "{[node4] [web database monitoring queue]}", "monit": "{[node1 node2 node3] [monitoring]}", "192.0.2.5": "{[node5] [web database monitoring queue]}",
+		"": "{[node1 node2 node3 node4 node5] [web database monitoring queue]}",
+	} {
+		if filter(text); fmt.Sprint(drawn()) != want {
+			t.Errorf("filter %q leaves %v, want %s", text, drawn(), want)
+		}
+	}
+	filter("no such thing")
+	tb.shows("#none", "Nothing is left by the filter")
+	filter("")
+	tb.click("#tiles button")
+	if got := fmt.Sprint(drawn()); got != "{[node1 node4] [web database queue]}" {
+		t.Errorf("problems only leaves %s", got)
+	}
+}
+
+// Whoever starts a container chooses its name.
+func TestNamesAreTextWhateverTheySay(t *testing.T) {
+	const hostile = `<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>"'&amp;`
+	f := small()
+	f.networks[0].Endpoints[0].Container, f.networks[0].Endpoints[0].Group = hostile, hostile
+	f.networks[0].DockerNetworks = []diag.DockerNetwork{{Name: hostile, ID: "x"}}
+	f.networks[0].Services = []diag.Service{{ID: "s", Name: hostile, Backends: []diag.Backend{{Task: "t", Name: hostile, State: hostile, Node: hostile}}}}
+	f.networks[0].Kernel.Differences, f.networks[0].Kernel.Differing, f.networks[0].Kernel.InSync = []string{hostile}, 1, false
+	f.fault(0, diag.Degraded, 0, "", hostile, hostile)
+	f.networks[1].Network = hostile
+	f.nodes[1].Name, f.nodes[1].Role, f.nodes[1].Problems = hostile, hostile, map[string]string{hostile: hostile}
+	tb := start(t).open(t, f.serve(t)+"#/network/web", look{width: 1440, height: 900})
+	tb.shows("#details", hostile, "Tasks of services")
+	tb.until(fmt.Sprintf(`[...document.querySelectorAll('#details [role=cell]')].some((c) => c.textContent === %q)`, hostile))
+	for _, kind := range []string{"network", "node"} {
+		tb.eval(fmt.Sprintf(`location.hash = '#/%s/' + encodeURIComponent(%q)`, kind, hostile), nil)
+		tb.shows("#details h2", hostile)
+	}
+	tb.click(`input[value="tables"]`)
+	tb.shows("#tables", hostile)
+	var title string
+	var images int
+	tb.eval("document.title", &title)
+	tb.eval("document.querySelectorAll('img, script, iframe').length", &images)
+	if title == "owned" || images != 2 { // the logo, and the page's own script
+		t.Errorf("title %q, %d images and scripts: a name has become markup", title, images)
+	}
+	tb.eval(fmt.Sprintf(`(() => { const d = document.createElement('div'); d.innerHTML = %q; document.body.append(d); })()`, hostile), nil)
+	if tb.eval("document.querySelectorAll('img, script, iframe').length", &images); images <= 2 {
+		t.Error("markup is not counted: the test proves nothing")
+	}
+	tb.quiet("Content Security Policy", "Failed to load resource") // the policy stops even that one
+	if tb.eval("document.title", &title); title == "owned" {
+		t.Error("the policy lets a handler in an attribute run")
+	}
+}
+
+func TestNothingComesFromElsewhere(t *testing.T) {
+	address := small().serve(t)
+	tb := start(t).open(t, address+"#/network/web", look{width: 1440, height: 900})
+	tb.shows("#details", "Endpoints (8)")
+	var loaded []string
+	tb.eval(`performance.getEntriesByType('resource').map((e) => e.name)`, &loaded)
+	for _, url := range loaded {
+		if !strings.HasPrefix(url, address) {
+			t.Errorf("%s is loaded", url)
+		}
+	}
+	if len(loaded) < 6 {
+		t.Errorf("only %v are seen", loaded)
+	}
+}
+
+// Ratios of WCAG 2.2 §1.4.3 (text) and §1.4.11 (marks).
+func TestColoursCanBeTold(t *testing.T) {
+	b := start(t)
+	address := broken().serve(t)
+	for _, dark := range []bool{false, true} {
+		tb := b.open(t, address, look{width: 1000, height: 700, dark: dark, still: true})
+		var bad []string
+		tb.eval(`(() => {
+			const style = getComputedStyle(document.documentElement);
+			const light = (name) => {
+				const hex = style.getPropertyValue('--' + name).trim();
+				const [r, g, b] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16) / 255).map((c) => (c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4));
+				return .2126 * r + .7152 * g + .0722 * b;
+			};
+			const pairs = [['ink', 'pane'], ['ink', 'ground'], ['quiet', 'pane'], ['quiet', 'ground'], ['quiet', 'soft'], ['link', 'pane'], ['sent', 'pane'], ['received', 'pane']];
+			for (const v of ['healthy', 'degraded', 'failed', 'unknown']) pairs.push([v, 'pane'], [v, v + '-soft'], ['ink', v + '-soft'], ['quiet', v + '-soft'], ['link', v + '-soft']);
+			return pairs.map(([a, b]) => [a, b, (Math.max(light(a), light(b)) + .05) / (Math.min(light(a), light(b)) + .05)])
+				.filter(([, , ratio]) => !(ratio >= 4.5)).map((p) => p.join(' '));
+		})()`, &bad)
+		if len(bad) > 0 {
+			t.Errorf("dark %v: too little contrast: %v", dark, bad)
+		}
+		var moving int
+		tb.eval(`[...document.querySelectorAll('*')].filter((e) => !['0s', ''].includes(getComputedStyle(e).transitionDuration) || getComputedStyle(e).animationName !== 'none').length`, &moving)
+		if moving > 0 {
+			t.Errorf("%d elements move, and the reader wants none to", moving)
+		}
+	}
+}
+
+func TestALargeClusterStaysSmooth(t *testing.T) {
+	f := large()
+	tb := start(t).open(t, f.serve(t)+"#/network/web", look{width: 1600, height: 1000})
+	tb.shows("#tiles", "10,000", "300", "40")
+	tb.shows("#details", "Endpoints (4,000)")
+	tb.call("Performance.enable", nil, nil)
+	before := tb.metrics()
+	var frames struct {
+		Frames                int
+		Median, P95, Longest  float64
+		Elements, Rows, Cells int
+	}
+	// Both scroll at once, for three rounds of news.
+	tb.eval(`(async () => {
+		const gaps = [], drawing = document.querySelector('#drawing'), table = [...document.querySelectorAll('#details .table')].at(-1);
+		let last, longest = 0, down = 41;
+		new PerformanceObserver((l) => l.getEntries().forEach((e) => { longest = Math.max(longest, e.duration); })).observe({ entryTypes: ['longtask'] });
+		const end = performance.now() + 7000;
+		await new Promise((done) => requestAnimationFrame(function step(now) {
+			if (last !== undefined) gaps.push(now - last);
+			last = now;
+			if (drawing.scrollTop + drawing.clientHeight >= drawing.scrollHeight - 1) down = -41;
+			if (drawing.scrollTop === 0) down = 41;
+			drawing.scrollTop += down;
+			drawing.scrollLeft += down / 5;
+			table.scrollTop += down * 2;
+			if (now < end) requestAnimationFrame(step); else done();
+		}));
+		gaps.sort((a, b) => a - b);
+		return { frames: gaps.length, median: gaps[gaps.length >> 1], p95: gaps[Math.floor(gaps.length * .95)], longest,
+			elements: document.querySelectorAll('*').length, rows: document.querySelectorAll('#details .rows > .row').length,
+			cells: document.querySelectorAll('[data-kind="cell"]').length };
+	})()`, &frames)
+	after := tb.metrics()
+	per := func(name string) float64 { return (after[name] - before[name]) / float64(frames.Frames) }
+	work := 1000 * (per("ScriptDuration") + per("LayoutDuration") + per("RecalcStyleDuration"))
+	t.Logf("%+v; per frame %.1f ms of script, style and layout, %.1f layouts", frames, work, per("LayoutCount"))
+	// The machine may be busy, and draws without a graphics card: bounds are three times what an idle one needs, or more.
+	if frames.Elements > 4000 || frames.Cells == 0 || frames.Rows == 0 {
+		t.Errorf("%d elements: more is in the page than in sight, or nothing", frames.Elements)
+	}
+	if frames.Frames < 60 || frames.Median > 100 || work > 40 || frames.Longest > 1000 {
+		t.Errorf("it is not smooth: %+v, %.1f ms per frame", frames, work)
+	}
+	if n := per("LayoutCount"); n > 4 {
+		t.Errorf("%.1f layouts per frame: something reads the layout between writes", n)
+	}
+	tb.eval(`document.querySelector('#drawing').scrollTop = 1e6`, nil)
+	tb.until(`document.querySelector('[data-kind="node"][data-node="node300"]')`)
+}
+
+// metrics are what the browser has counted of the page.
+func (tb *tab) metrics() map[string]float64 {
+	tb.t.Helper()
+	var m struct {
+		Metrics []struct {
+			Name  string
+			Value float64
+		}
+	}
+	tb.call("Performance.getMetrics", nil, &m)
+	out := map[string]float64{}
+	for _, x := range m.Metrics {
+		out[x.Name] = x.Value
+	}
+	return out
+}
+
+// Pictures are for people: the test sees only that each has something to show.
+func TestPicturesOfEachState(t *testing.T) {
+	b := start(t)
+	well, bad, big := small().serve(t), broken().serve(t), large().serve(t)
+	degraded := small()
+	degraded.down(3)
+	degraded.fault(0, diag.Degraded, 1, diag.StateBehind, "node2 has applied revision 8840 of 8841: it may not know the newest endpoints", "see its daemon's log")
+	empty := newFake(1, 0, nil, nil).serve(t)
+	wide := look{width: 1440, height: 900}
+	dark := look{width: 1440, height: 900, dark: true}
+	for name, c := range map[string]struct {
+		address string
+		as      look
+	}{
+		"light-healthy": {well, wide}, "dark-healthy": {well, dark}, "light-degraded": {degraded.serve(t), wide}, "light-failed": {bad, wide},
+		"dark-failed": {bad + "#/network/database", dark}, "light-network": {well + "#/network/web", wide}, "light-node": {bad + "#/node/node4", wide},
+		"large": {big, look{width: 1600, height: 1000}}, "large-network": {big + "#/network/web", look{width: 1600, height: 1000, dark: true}},
+		"narrow": {bad, look{width: 400, height: 860}}, "narrow-network": {bad + "#/network/web", look{width: 400, height: 2400}},
+		"empty": {empty, look{width: 1000, height: 600}},
+	} {
+		tb := b.open(t, c.address, c.as)
+		if c.address != empty {
+			tb.shows("#tiles", "bit/s")
+		}
+		if strings.Contains(c.address, "/network/") {
+			tb.until(`document.querySelector('.spark polyline')?.getAttribute('points').includes(' ')`)
+		}
+		tb.picture(name)
+	}
+}
