@@ -33,6 +33,11 @@ func (c *Client) Check(ctx context.Context, name string) (Report, error) {
 	return post[Report](ctx, c, "Check", NameRequest{name})
 }
 
+// Abort ends the volume's FUSE connection on this node, with force also if its server answers.
+func (c *Client) Abort(ctx context.Context, name string, force bool) (Report, error) {
+	return post[Report](ctx, c, "Abort", AbortRequest{name, force})
+}
+
 // Update changes options.
 func (c *Client) Update(ctx context.Context, r UpdateRequest) (Report, error) {
 	return post[Report](ctx, c, "Update", r)

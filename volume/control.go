@@ -34,6 +34,11 @@ type (
 		Set   map[string]string
 		Unset []string
 	}
+	// AbortRequest ends the FUSE connection of a volume, with Force also of one that answers.
+	AbortRequest struct {
+		Name  string
+		Force bool
+	}
 	// HoldRequest asks for a volume's path, for as long as the process lives or until it gives it back.
 	HoldRequest struct {
 		Name string
@@ -52,6 +57,7 @@ func (d *Driver) ControlMethods() []plugin.Method {
 		plugin.Call("Volumes.List", d.reports),
 		plugin.Call("Volumes.Inspect", d.inspect),
 		plugin.Call("Volumes.Check", d.check),
+		plugin.Call("Volumes.Abort", d.abort),
 		plugin.Call("Volumes.Update", d.updateOptions),
 		plugin.Call("Volumes.Remove", d.removeNamed),
 		plugin.Call("Volumes.Hold", d.hold),
@@ -94,6 +100,18 @@ func (d *Driver) check(ctx context.Context, r *NameRequest) (Report, error) {
 		}
 	}
 	return answer, errors.Join(err, d.release(ctx, r.Name, checker))
+}
+
+// abort frees what waits for a volume whose FUSE daemon does not answer.
+func (d *Driver) abort(ctx context.Context, r *AbortRequest) (Report, error) {
+	answer, err := d.inspect(ctx, &NameRequest{r.Name})
+	if err != nil {
+		return answer, err
+	}
+	if err := d.engine.Abort(ctx, r.Name, r.Force); err != nil {
+		return Report{}, fmt.Errorf("abort volume %s: %w", r.Name, err)
+	}
+	return d.inspect(ctx, &NameRequest{r.Name})
 }
 
 // updateOptions changes a volume's options. They take effect on each node once nobody there uses the volume any more.

@@ -20,8 +20,8 @@ Volumes are made by Docker:
 func (a app) volume() *cobra.Command {
 	cmd := &cobra.Command{Use: "volume", Short: "Look at volumes, change them, back them up", Long: volumeLong, Args: cobra.NoArgs}
 	cmd.AddCommand(
-		a.volumeList(), a.volumeInspect(), a.volumeCheck(), a.volumeUpdate(), a.volumeBackup(), a.volumeRestore(), a.volumeVerify(),
-		a.volumeRemove(),
+		a.volumeList(), a.volumeInspect(), a.volumeCheck(), a.volumeAbort(), a.volumeUpdate(), a.volumeBackup(), a.volumeRestore(),
+		a.volumeVerify(), a.volumeRemove(),
 	)
 	return cmd
 }
@@ -96,6 +96,19 @@ func (a app) volumeCheck() *cobra.Command {
 		Use: "check VOLUME", Short: "Ask a volume's server: mount it for a moment if nobody on this node uses it",
 	}, func(ctx context.Context, c *volume.Client, name string) (volume.Report, error) {
 		return c.Check(ctx, name)
+	})
+}
+
+func (a app) volumeAbort() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "abort VOLUME", Short: "Free what waits for a volume of GlusterFS or ceph-fuse that hangs on this node",
+		Long: "End the FUSE connection of a volume that hangs on this node: whatever waits for it gets an error, so that its containers\n" +
+			"can be stopped, which SIGKILL does not achieve. They keep a dead mount until then; the next user gets a new one.\n" +
+			"What they had not yet written is lost.",
+	}
+	force := cmd.Flags().Bool("force", false, "also if its server answers")
+	return a.volumeReport(cmd, func(ctx context.Context, c *volume.Client, name string) (volume.Report, error) {
+		return c.Abort(ctx, name, *force)
 	})
 }
 

@@ -118,7 +118,9 @@ func (s *fileServer) cephServes() {
 
 func TestVolumesOnCephFS(t *testing.T) {
 	c := hosts(t)
-	cephKind(newCeph(t, c.Lab, 241)).scenario(t, dockerHosts(c.Nodes[:2]))
+	k := cephKind(newCeph(t, c.Lab, 241))
+	k.client = "ceph-fuse"
+	k.scenario(t, dockerHosts(c.Nodes[:2]))
 }
 
 // cephKind is a Ceph as the scenarios use it.

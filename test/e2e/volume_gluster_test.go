@@ -60,7 +60,7 @@ func TestVolumesOnGlusterFS(t *testing.T) {
 	// What the client itself waits for a server that is silent, before it tells its users.
 	s.run(s.gluster("volume", "set", "gv0", "network.ping-timeout", "15")...)
 	k := &volumeKind{
-		fileServer: s, name: "gluster",
+		fileServer: s, name: "gluster", client: "glusterfs",
 		options: func(o ...string) []string { return options("gv0", o...) },
 		missing: options("nosuch"), sayMissing: "no started volume",
 		forbidden: options("private"), sayForbidden: "gluster volume info private",

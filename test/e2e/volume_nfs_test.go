@@ -59,12 +59,13 @@ func nfsOptions(addr, path string, o ...string) []string {
 	return []string{"type=nfs", "device=:" + path, "o=" + strings.Join(append([]string{"addr=" + addr}, o...), ",")}
 }
 
-// bareCluster makes virtual nodes with netdriver and without Docker: their kernels have what the machine's lacks.
-func bareCluster(t *testing.T, nodes int) *cluster {
+// bareCluster makes two virtual nodes, of so much memory in MiB, with netdriver and without Docker: their kernels have what the
+// machine's lacks.
+func bareCluster(t *testing.T, memory int) *cluster {
 	t.Helper()
 	// Loaded beforehand: on a busy machine that takes longer than a mount may.
-	kernel := lab.Kernel{Memory: 512, Modules: []string{"nfsv3", "nfsv4", "ceph"}}
-	l := ownLab(t, lab.Config{Nodes: nodes, Binary: binary(t), Virtual: true, Kernel: kernel})
+	kernel := lab.Kernel{Memory: memory, Modules: []string{"nfsv3", "nfsv4", "ceph"}}
+	l := ownLab(t, lab.Config{Nodes: 2, Binary: binary(t), Virtual: true, Kernel: kernel})
 	c := &cluster{Lab: l}
 	if err := c.certify(); err != nil {
 		t.Fatal(err)
@@ -79,7 +80,7 @@ func bareCluster(t *testing.T, nodes int) *cluster {
 
 // One lab for all that speaks NFS, since its start is what takes time.
 func TestVolumesOnNFS(t *testing.T) {
-	c := bareCluster(t, 2)
+	c := bareCluster(t, 512)
 	hosts := bareHosts(c.Nodes)
 	s := newGanesha(t, c.Lab, 242)
 	t.Run("versions", func(t *testing.T) { nfsVersions(t, s, hosts) })
@@ -151,7 +152,7 @@ func efsScenario(t *testing.T, l *lab.Lab, nfs *fileServer, hosts []volumeHost) 
 	}
 	s.present("good")
 	makeVolume(t, hosts[0], "efs", efs(s.path("ca.pem"))...)
-	makeVolume(t, hosts[0], "efs-other")
+	makeVolume(t, hosts[0], "efs-other", nfsOptions(nfs.addr, "/share")...) // on another server, which answers meanwhile
 	k := &volumeKind{
 		fileServer: s.fileServer, name: "efs", options: func(...string) []string { return efs(s.path("ca.pem")) },
 		ready: func() { s.listens(2049) },

@@ -31,6 +31,8 @@ type volumeKind struct {
 	sayWithdrawn    string
 	// ready waits until a server that was down serves again.
 	ready func()
+	// client is the program that each volume's FUSE client is, if the kernel's is not used.
+	client string
 	// die is what the server's end is, if not that of all its processes.
 	die func()
 }
@@ -70,6 +72,9 @@ func (k *volumeKind) scenario(t *testing.T, hosts []volumeHost) {
 	k.refusals(t, n1)
 	t.Run("made anew", func(t *testing.T) { k.madeAnew(t, n1, n2) })
 	t.Run("withdrawn", func(t *testing.T) { k.withdrawn(t, n1) })
+	if k.client != "" {
+		t.Run("client frozen", func(t *testing.T) { k.clientFrozen(t, n1) })
+	}
 	die := k.die
 	if die == nil {
 		die = k.stop
@@ -146,6 +151,38 @@ func (k *volumeKind) withdrawn(t *testing.T, n volumeHost) {
 	k.offer()
 	offered = true
 	eventually(t, 60*time.Second, func() error { return k.reads(t, n) })
+}
+
+// clientFrozen: the client process of a volume hangs, and with it a container that SIGKILL does not end. An abort frees it.
+func (k *volumeKind) clientFrozen(t *testing.T, n volumeHost) {
+	name := k.name + "-frozen"
+	makeVolume(t, n, name, k.options()...)
+	held := n.hold(t, name, "while :; do ls /data >/dev/null; sleep 0.1; done")
+	abort := func() (string, error) { return n.node().Exec(t.Context(), "netdriver", "volume", "abort", name) }
+	if out, err := abort(); err == nil || !strings.Contains(err.Error(), "its server answers") {
+		t.Errorf("one that answers is aborted: %s, error %v", out, err)
+	}
+	run(t, n.node(), "pkill", "-STOP", "-f", k.client+".*/"+name+"$")
+	defer func() { _, _ = n.node().Exec(context.Background(), "pkill", "-CONT", "-f", k.client+".*/"+name+"$") }()
+	eventually(t, 30*time.Second, func() error {
+		out, err := n.node().Exec(t.Context(), "netdriver", "volume", "check", name)
+		if err == nil {
+			return fmt.Errorf("that the client hangs is not noticed:\n%s", out)
+		}
+		return nil
+	})
+	out, err := abort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	says(t, out, "STALE", "stop the containers that use it")
+	begin := time.Now()
+	held.end(t)
+	t.Logf("its container has ended after %s", time.Since(begin).Round(time.Millisecond))
+	eventually(t, 30*time.Second, func() error { // the server counts as silent for a while
+		_, err := n.use(t.Context(), name, "cat /data/f")
+		return err
+	})
 }
 
 // reads says whether a user gets the volume's data.

@@ -15,35 +15,38 @@ import (
 func TestVolumeOfAServiceMovesWithItsTask(t *testing.T) {
 	s := newSwarm(t, managedDriver, lab.Config{Nodes: 2})
 	dir := sharedDir(t, s.cluster)
-	n1, n2 := s.Nodes[0], s.Nodes[1]
-	run(t, n1, "docker", "service", "create", "--detach", "--name", "writer", "--constraint", "node.hostname==n1", "--restart-condition", "any",
-		"--mount", "type=volume,source=my-volume,volume-driver=custom-volume,target=/data,volume-opt=type=local,volume-opt=device="+dir,
-		lab.Image, "sh", "-c", "hostname >>/data/log; sleep 10000")
-	atEndRun(t, n1, "docker", "service", "rm", "writer")
-	lines := func(n *lab.Node) string {
-		out, err := n.Exec(t.Context(), "sh", "-c", "docker exec $(docker ps --quiet --filter name=writer) cat /data/log")
-		if err != nil {
-			return ""
-		}
-		return out
+	serviceMoves(t, s.Nodes, "my-volume", "volume-driver=custom-volume", "volume-opt=type=local", "volume-opt=device="+dir)
+	says(t, run(t, s.Nodes[1], "netdriver", "volume", "inspect", "my-volume"), "device="+dir, "on node n2")
+}
+
+// serviceMoves: a service's task writes to a volume on the first node and goes on with its data on the second; then another
+// service, which names the volume and nothing else, reads it on the first. More is added to the first one's mount.
+func serviceMoves(t *testing.T, nodes []*lab.Node, volume string, more ...string) {
+	t.Helper()
+	n1, n2 := nodes[0], nodes[1]
+	mount := "type=volume,source=" + volume + ",target=/data"
+	service := func(name, restart, mount, script string) {
+		t.Helper()
+		run(t, n1, "docker", "service", "create", "--detach", "--no-resolve-image", "--name", name, "--constraint", "node.hostname==n1",
+			"--restart-condition", restart, "--mount", mount, lab.Image, "sh", "-c", script)
+		atEndRun(t, n1, "docker", "service", "rm", name)
 	}
-	wrote := func(n *lab.Node, count int) func() error {
-		return func() error {
-			if got := strings.Count(lines(n), "\n"); got != count {
+	wrote := func(n *lab.Node, count int) {
+		t.Helper()
+		eventually(t, n.Patience(tasksLimit), func() error {
+			out, err := n.Exec(t.Context(), "sh", "-c", "docker exec $(docker ps --quiet --filter name=writer) cat /data/log")
+			if err != nil || strings.Count(out, "\n") != count {
 				return errors.New("the task on " + n.Name + " has not written: " + docker(t, n1, "service", "ps", "--no-trunc", "writer"))
 			}
 			return nil
-		}
+		})
 	}
-	eventually(t, tasksLimit, wrote(n1, 1))
+	service("writer", "any", strings.Join(append([]string{mount}, more...), ","), "hostname >>/data/log; sleep 10000")
+	wrote(n1, 1)
 	run(t, n1, "docker", "service", "update", "--detach", "--constraint-rm", "node.hostname==n1", "--constraint-add", "node.hostname==n2", "writer")
-	eventually(t, tasksLimit, wrote(n2, 2))
-	says(t, run(t, n2, "netdriver", "volume", "inspect", "my-volume"), "device="+dir, "on node n2")
-	// It is there for a service that names neither driver nor options.
-	run(t, n1, "docker", "service", "create", "--detach", "--name", "reader", "--constraint", "node.hostname==n1", "--restart-condition", "none",
-		"--mount", "type=volume,source=my-volume,target=/data", lab.Image, "sh", "-c", "wc -l </data/log; sleep 10000")
-	atEndRun(t, n1, "docker", "service", "rm", "reader")
-	eventually(t, tasksLimit, func() error {
+	wrote(n2, 2)
+	service("reader", "none", mount, "wc -l </data/log; sleep 10000")
+	eventually(t, n1.Patience(tasksLimit), func() error {
 		if out, err := n1.Docker(t.Context(), "service", "logs", "reader"); err != nil || !strings.HasSuffix(strings.TrimSpace(out), " 2") {
 			return errors.New("the other service does not read it: " + out + docker(t, n1, "service", "ps", "--no-trunc", "reader"))
 		}

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -12,7 +13,7 @@ import (
 
 // What the machine's kernel lacks: its own CephFS client, an NFS server in the kernel, and NFS volumes in containers.
 func TestVirtualNodesUseVolumesByTheirKernels(t *testing.T) {
-	c := bareCluster(t, 2)
+	c := bareCluster(t, lab.DefaultMemory)
 	hosts := bareHosts(c.Nodes)
 	t.Run("nfsd", func(t *testing.T) { nfsdScenario(t, c.Nodes[1], hosts[0]) })
 	t.Run("cephfs", func(t *testing.T) {
@@ -25,18 +26,31 @@ func TestVirtualNodesUseVolumesByTheirKernels(t *testing.T) {
 		})
 		k.scenario(t, hosts)
 	})
-	t.Run("containers", func(t *testing.T) {
-		s := newGanesha(t, c.Lab, 242)
-		if err := c.StartDocker(t.Context(), dockerArgs()...); err != nil {
-			t.Fatal(err)
-		}
-		containers := dockerHosts(c.Nodes)
-		defer watch(t, containers)()
-		makeVolume(t, containers[0], "nfs", nfsOptions(s.addr, "/share")...)
-		makeVolume(t, containers[0], "nfs-other")
-		uses(t, containers[0], "nfs", "echo kept >/data/f")
+	t.Run("containers", func(t *testing.T) { guideScenario(t, c) })
+}
+
+// guideScenario is the guide's way: `docker volume create` with the options of Docker's own NFS volumes, a service whose task
+// writes on one node and moves to the other, and containers while the server is frozen.
+func guideScenario(t *testing.T, c *cluster) {
+	s := newGanesha(t, c.Lab, 242)
+	// A swarm's dockerd has no --live-restore.
+	if err := errors.Join(c.StartDocker(t.Context()), c.StartSwarm(t.Context(), managedDriver)); err != nil {
+		t.Fatal(err)
+	}
+	containers := dockerHosts(c.Nodes)
+	defer watch(t, containers)()
+	run(t, c.Nodes[0], "docker", "volume", "create", "-d", "custom-volume",
+		"-o", "type=nfs", "-o", "o=addr="+s.addr+",rw", "-o", "device=:/share", "nfs-data")
+	atEndRun(t, c.Nodes[0], "netdriver", "volume", "rm", "nfs-data")
+	t.Run("service", func(t *testing.T) {
+		serviceMoves(t, c.Nodes, "nfs-data")
+		says(t, run(t, c.Nodes[1], "netdriver", "volume", "inspect", "nfs-data"), s.addr, "on node n2")
+	})
+	t.Run("frozen", func(t *testing.T) {
+		makeVolume(t, containers[0], "nfs-data-other")
+		uses(t, containers[0], "nfs-data", "echo kept >/data/f")
 		k := &volumeKind{
-			fileServer: s, name: "nfs", options: func(...string) []string { return nfsOptions(s.addr, "/share") },
+			fileServer: s, name: "nfs-data", options: func(...string) []string { return nfsOptions(s.addr, "/share") },
 			ready: func() { s.listens(2049) },
 		}
 		if err := k.reads(t, containers[1]); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -183,6 +184,23 @@ func TestEachRefusalOfAServerHasItsCauseAndRemedy(t *testing.T) {
 	squash := mount.Failure{Step: "make subdir web", Errno: unix.EACCES, Text: "permission denied"}
 	if got := s.explain(squash, s.explainNFS); !strings.Contains(got.Error(), "root_squash") {
 		t.Error(got)
+	}
+}
+
+func TestAGlusterFSClientThatDiedIsToldFromAVolumeThatIsNotStarted(t *testing.T) {
+	spec, err := option.Parse(map[string]string{"volume": "gv0", "servers": "10.0.0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &session{spec: spec}
+	gone := mount.Failure{Step: "statfs", Errno: unix.ENOTCONN, Text: "transport endpoint is not connected"}
+	for want, err := range map[string]error{
+		"no started volume gv0":                    gone, // at the end of a mount
+		"its client process on this node has died": fmt.Errorf("%w: %w", mount.ErrStale, gone),
+	} {
+		if got := s.explain(err, s.explainGluster).Error(); !strings.Contains(got, want) {
+			t.Errorf("%v: %q lacks %q", err, got, want)
+		}
 	}
 }
 

@@ -69,6 +69,11 @@ func (s *session) explainGluster(err error) (cause, remedy string) {
 	if errors.Is(err, exec.ErrNotFound) {
 		return "this node has no GlusterFS client", "install it: on Debian the package glusterfs-client"
 	}
+	if errors.Is(err, mount.ErrStale) && errors.Is(err, unix.ENOTCONN) {
+		return fmt.Sprintf("its client process on this node has died, or the volume %s was stopped on the server", s.spec.Volume),
+			"stop the containers that use it, then start them again; if that does not help, look at `gluster volume info " + s.spec.Volume +
+				"` on the server"
+	}
 	f := mount.Failure{}
 	if errors.As(err, &f) && f.Step == "glusterfs" && strings.HasSuffix(f.Text, glusterNotConnected) {
 		return "its glusterd does not answer the client", "start glusterd there, and look at " + s.glusterLog() + " here"

@@ -155,6 +155,37 @@ func TestAStaleVolumeIsMountedAnewOnlyWhenNobodyElseHoldsIt(t *testing.T) {
 	}
 }
 
+func TestAVolumeThatHangsIsAbortedAndOneThatAnswersOnlyByForce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := NewFake()
+		f.wait = true
+		e := newEngine(t, f, t.TempDir(), "b", nil)
+		abort := func(force bool, want error, health Health) {
+			t.Helper()
+			if err := e.Abort(t.Context(), "v", force); !errors.Is(err, want) || e.State("v").Health != health {
+				t.Errorf("error %v, want %v; health %s, want %s", err, want, e.State("v").Health, health)
+			}
+		}
+		abort(true, ErrNotMounted, "")
+		acquire := func() {
+			t.Helper()
+			if _, err := e.Acquire(t.Context(), of("s", "v"), "a"); err != nil || e.State("v").Health != Healthy {
+				t.Fatalf("error %v, health %s", err, e.State("v").Health)
+			}
+		}
+		acquire()
+		abort(false, ErrAnswers, Healthy)
+		abort(true, nil, Stale)
+		acquire() // mounted anew for its only user
+		f.Hang("s", true)
+		abort(false, nil, Stale)
+		f.Hang("s", false)
+		acquire()
+		f.kernel("/run/v/v")
+		abort(true, ErrNoFUSE, Healthy)
+	})
+}
+
 func TestChangedOptionsTakeEffectOnceNobodyUsesTheOldOnes(t *testing.T) {
 	f := NewFake()
 	e := newEngine(t, f, t.TempDir(), "b", nil)

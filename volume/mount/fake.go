@@ -18,6 +18,8 @@ type Fake struct {
 	// servers that do not answer, and mounts that have gone stale.
 	hung  map[string]bool
 	stale map[string]bool
+	// aborted are mounts whose FUSE connection was ended.
+	aborted map[string]bool
 	// wait makes a call of a hung server last until its context ends; else it fails at once.
 	wait bool
 	// log has the tasks in order.
@@ -28,7 +30,7 @@ type Fake struct {
 
 // NewFake returns a Fake on which nothing is mounted.
 func NewFake() *Fake {
-	return &Fake{mounts: map[string]Mounted{}, hung: map[string]bool{}, stale: map[string]bool{}}
+	return &Fake{mounts: map[string]Mounted{}, hung: map[string]bool{}, stale: map[string]bool{}, aborted: map[string]bool{}}
 }
 
 // Do implements Mounter.
@@ -40,7 +42,7 @@ func (f *Fake) Do(ctx context.Context, t Task) (Result, error) {
 		source = t.Attempts[0].Source
 	}
 	server, _, _ := strings.Cut(source, ":")
-	hung := f.hung[server] && t.Do != DoDetach && t.Do != DoAbort
+	hung := f.hung[server] && t.Do != DoDetach && t.Do != DoAbort && !f.aborted[t.Target]
 	f.mu.Unlock()
 	if hung {
 		if f.wait {
@@ -60,9 +62,15 @@ func (f *Fake) Do(ctx context.Context, t Task) (Result, error) {
 		}
 		delete(f.mounts, t.Target)
 		delete(f.stale, t.Target)
+		delete(f.aborted, t.Target)
+	case DoAbort:
+		f.aborted[t.Target] = mounted
 	case DoProbe:
 		if !mounted {
 			f.broken = fmt.Errorf("probe of %s, which is not mounted", t.Target)
+		}
+		if f.aborted[t.Target] {
+			return Result{}, Failure{Step: "statfs", Errno: unix.ENOTCONN, Text: "transport endpoint is not connected"}
 		}
 		if f.stale[t.Target] {
 			return Result{}, Failure{Step: "statfs", Errno: unix.ESTALE, Text: "stale file handle"}
@@ -118,10 +126,20 @@ func (f *Fake) GoStale(path string) {
 	f.stale[path] = true
 }
 
+// kernel makes what is mounted at path one of the kernel's own clients.
+func (f *Fake) kernel(path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.mounts[path]
+	m.FSType = "ceph"
+	f.mounts[path] = m
+}
+
 // Reboot forgets all mounts.
 func (f *Fake) Reboot() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.mounts)
 	clear(f.stale)
+	clear(f.aborted)
 }
