@@ -2,11 +2,12 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/network"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
@@ -82,7 +83,7 @@ func (d *Driver) ready(ctx context.Context, nw store.Network, id string) (e stor
 // row; their disk writes should not queue behind one that nobody waits for.
 const joinDelay = 2 * time.Second
 
-// recordJoins records joins until ctx ends, those of one delay side by side, which etcd writes to its log together.
+// recordJoins records joins until ctx ends, those of one delay together.
 func (d *Driver) recordJoins(ctx context.Context) {
 	tick := time.NewTicker(joinDelay)
 	defer tick.Stop()
@@ -92,18 +93,47 @@ func (d *Driver) recordJoins(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		var g errgroup.Group
+		var joins []joined
 		for range len(d.joins) {
-			j := <-d.joins
-			g.Go(func() error {
-				if err := d.recordJoin(ctx, j); err != nil && ctx.Err() == nil {
-					d.log.Warn("cannot record that Docker has an interface",
-						"network", j.network, "endpoint", j.endpoint, "error", err)
-				}
-				return nil
-			})
+			joins = append(joins, <-d.joins)
 		}
-		_ = g.Wait() // the functions return nil
+		for some := range slices.Chunk(joins, store.MaxOps) {
+			d.recordTogether(ctx, some)
+		}
+	}
+}
+
+// recordTogether records joins in one transaction, which costs all nodes as much as one join would. If an endpoint has
+// just gone, each is recorded by itself.
+func (d *Driver) recordTogether(ctx context.Context, joins []joined) {
+	var t txn
+	d.cfg.Mirror.Read(func(r *store.Records) {
+		for _, j := range joins {
+			e, there := r.Endpoints[j.network][j.endpoint]
+			if !there || e.Node != d.site.node {
+				continue
+			}
+			// The mirror's is the last: what is in an endpoint's record, only its node writes.
+			e.Phase, e.Sandbox = store.PhaseJoined, j.sandbox
+			key := store.EndpointKey(j.network, j.endpoint)
+			t.require(store.Exists(key))
+			t.write(store.Put(key, store.Encode(e)))
+		}
+	})
+	if len(t.ops) == 0 {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, plugin.StoreTimeout)
+	defer cancel()
+	_, err := d.cfg.Store.Commit(limited, t.conds, t.ops...)
+	if errors.Is(err, store.ErrConflict) {
+		err = nil
+		for _, j := range joins {
+			err = errors.Join(err, d.recordJoin(ctx, j))
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		d.log.Warn("cannot record that Docker has interfaces", "endpoints", len(joins), "error", err)
 	}
 }
 

@@ -16,8 +16,8 @@ type Docker interface {
 	Holders(ctx context.Context, volume string) (int, error)
 	// Activate makes sure that Docker knows a volume plugin by its name.
 	Activate(ctx context.Context, plugin string) error
-	// Wake reports what happens in Docker, its start among it.
-	Wake(ctx context.Context) <-chan struct{}
+	// Opened reports that Docker may have started.
+	Opened(ctx context.Context) <-chan struct{}
 }
 
 const (
@@ -41,15 +41,17 @@ func (d *Driver) activate(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	wake := d.cfg.Docker.Wake(ctx)
+	opened := d.cfg.Docker.Opened(ctx)
 	for {
+		pause := activateEvery
 		if err := d.cfg.Docker.Activate(ctx, pluginName()); err != nil {
 			d.log.Debug("cannot activate the volume plugin", "error", err)
+			pause = activatePause
 		}
 		for _, pause := range []struct {
 			wake <-chan struct{}
 			d    time.Duration
-		}{{nil, activatePause}, {wake, activateEvery}} {
+		}{{nil, activatePause}, {opened, pause}} {
 			if err := engine.Pause(ctx, pause.wake, pause.d); err != nil {
 				return err
 			}

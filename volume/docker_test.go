@@ -37,7 +37,7 @@ func (d *dockerd) Activate(_ context.Context, plugin string) error {
 	return d.err
 }
 
-func (d *dockerd) Wake(context.Context) <-chan struct{} { return d.wake }
+func (d *dockerd) Opened(context.Context) <-chan struct{} { return d.wake }
 
 func TestAUserThatDockerHasForgottenIsReleasedAndNoOther(t *testing.T) {
 	engine := &dockerd{holders: map[string]int{"kept": 1}, wake: make(chan struct{})}

@@ -341,6 +341,9 @@ func (p *Plane) suspects(ctx context.Context, changed bool) (out []string) {
 		all[name] = *n
 	}
 	p.state.Unlock()
+	if len(all) == 0 { // a host's containers change its interfaces often
+		return nil
+	}
 	var host []Interface
 	if changed {
 		var err error

@@ -20,7 +20,8 @@ const timeout = 5 * time.Second
 type Engine struct {
 	api *client.Client
 	// place is what was last heard of the engine's place in a swarm.
-	place atomic.Pointer[place]
+	place     atomic.Pointer[place]
+	listeners listeners
 }
 
 // Open returns the engine at host, such as unix:///var/run/docker.sock. It does not connect yet.

@@ -22,6 +22,10 @@ const (
 	// took t is followed by a pause of at least share×t.
 	askEvery = time.Second
 	share    = 4
+	// Endpoints without a name beyond burst are containers that start together, which goes on: Docker is asked again after
+	// burstEvery.
+	burst      = 3
+	burstEvery = 3 * time.Second
 	// lookEvery is how often everything is compared: Docker's event of a renamed container or a new leader is one of many
 	// that mean nothing here. It is also the longest pause before an endpoint is asked for again that Docker did not name.
 	lookEvery = 15 * time.Second
@@ -173,6 +177,8 @@ func (p *Publisher) hurry(now time.Time, moved bool, unnamed int) {
 	case unnamed == 0:
 		p.askAt, p.patience = time.Time{}, askEvery
 		return
+	case moved && unnamed > burst:
+		p.patience = burstEvery
 	case moved:
 		p.patience = askEvery
 	}

@@ -23,6 +23,8 @@ const (
 	busyEvery = 200 * time.Millisecond
 	calmEvery = 600 * time.Millisecond
 	calmAfter = 5 * time.Second
+	// plainEvery is how often tasks are asked for while no service has a virtual address: they are only shown then.
+	plainEvery = 3 * time.Second
 	// share bounds the part of Docker's time that the questions take: answers that took t are followed by a pause of at
 	// least share×t.
 	share = 4
@@ -61,6 +63,9 @@ type Publisher struct {
 	// others still ran that are to end.
 	running map[string]bool
 	ending  bool
+	// tasks are those that were last heard of, at tasksAt.
+	tasks   tasks
+	tasksAt time.Time
 	// changedAt is when something was last written.
 	changedAt time.Time
 	leads     bool
@@ -112,7 +117,7 @@ func (p *Publisher) round(ctx context.Context) (time.Duration, error) {
 		}
 		if leads && !p.leads {
 			p.cfg.Log.Info("this node publishes the swarm's services", "swarm", swarm)
-			p.published, p.running, p.ending = nil, nil, false
+			p.published, p.running, p.ending, p.tasksAt = nil, nil, false, time.Time{}
 		}
 		p.leads, p.swarm, p.askedAt = leads, swarm, time.Now()
 	}
@@ -176,15 +181,41 @@ func (p *Publisher) ask(ctx context.Context, networks map[string]store.Network) 
 	if err != nil {
 		return nil, err
 	}
+	if now := time.Now(); now.Sub(p.tasksAt) >= plainEvery || balanced(networks, services) {
+		if err := p.askTasks(ctx); err != nil {
+			return nil, err
+		}
+		p.tasksAt = now
+	}
+	return records(networks, services, p.tasks.running, p.tasks.draining), nil
+}
+
+// balanced says whether a service has a virtual address in a network of ours, whose backends have to be known at once.
+func balanced(networks map[string]store.Network, services []engine.Service) bool {
+	for _, s := range services {
+		for dockerID := range s.VIPs {
+			if _, ours := networks[dockerID]; ours {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// tasks are a swarm's that run, and of those that are to end the ones that still run.
+type tasks struct{ running, draining []engine.Task }
+
+func (p *Publisher) askTasks(ctx context.Context) error {
 	running, err := p.cfg.Docker.RunningTasks(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	draining, err := p.draining(ctx, running)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return records(networks, services, running, draining), nil
+	p.tasks = tasks{running, draining}
+	return nil
 }
 
 // draining returns the tasks that still run and are to end. They are asked for only when some have left the list of those

@@ -25,6 +25,8 @@ type manager struct {
 	services []engine.Service
 	running  []engine.Task
 	ending   []engine.Task
+	// asked is how often tasks were asked for.
+	asked int
 }
 
 var errDown = errors.New("docker is away")
@@ -51,6 +53,7 @@ func (m *manager) Services(context.Context) ([]engine.Service, error) {
 func (m *manager) RunningTasks(context.Context) ([]engine.Task, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.asked++
 	return m.running, m.answer()
 }
 
@@ -217,6 +220,31 @@ func TestAServiceWithoutVIPIsPublishedWithItsTasks(t *testing.T) {
 		want["s1"] = s
 		l.expect("endpoint mode dnsrr", want)
 	})
+}
+
+// The list of a swarm's tasks is long, and costs its leader as much each time.
+func TestTasksOfServicesWithoutVIPAreAskedForSeldom(t *testing.T) {
+	for vip, most := range map[string]int{"": 4, "10.10.0.2": 60} {
+		synctest.Test(t, func(t *testing.T) {
+			l := start(t)
+			within(time.Minute)
+			l.change(func() {
+				l.asked, l.services = 0, []engine.Service{{ID: "s1", Name: "name-s1"}}
+				if vip != "" {
+					l.services[0] = service("s1", "d1", vip)
+				}
+			})
+			for n := range 10 {
+				l.change(func() { l.running = append(l.running, task("s1", n, true)) })
+				within(time.Second)
+			}
+			l.change(func() {
+				if least := most / 3; l.asked < least || l.asked > most {
+					t.Errorf("virtual address %q: asked %d times in 10 s, want %d to %d", vip, l.asked, least, most)
+				}
+			})
+		})
+	}
 }
 
 // An engine that cannot answer, or does not lead any more, knows nothing: that is not the same as knowing of no service.

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"time"
+
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/client"
 
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
@@ -40,7 +43,14 @@ func replicating(ctx context.Context, b *bench) ([]Result, error) {
 		if err := l.StartSwarm(ctx, plugin); err != nil {
 			return nil, err
 		}
-		s := scaled{manager: l.Nodes[0]}
+		manager := l.Nodes[0]
+		docker, err := client.NewClientWithOpts(client.WithHost("unix://"+manager.Path("/run/docker.sock")),
+			client.WithAPIVersionNegotiation())
+		if err != nil {
+			return nil, err
+		}
+		defer docker.Close()
+		s := scaled{manager, docker}
 		if err := s.prepare(ctx, plugin); err != nil {
 			return nil, err
 		}
@@ -56,7 +66,11 @@ func replicating(ctx context.Context, b *bench) ([]Result, error) {
 }
 
 // scaled is a swarm with one service per kind of network.
-type scaled struct{ manager *lab.Node }
+type scaled struct {
+	manager *lab.Node
+	// docker is asked how far it is, since starting its command each time would take a good part of the CPUs.
+	docker *client.Client
+}
 
 func (scaled) service(kind int) string { return fmt.Sprintf("service%d", kind) }
 
@@ -113,16 +127,23 @@ func (s scaled) scale(ctx context.Context, kind, tasks int) error {
 		return err
 	}
 	for {
-		out, err := s.manager.Docker(ctx, "service", "ls", "--filter", "name="+name, "--format", "{{.Replicas}}")
+		services, err := s.docker.ServiceList(ctx, swarm.ServiceListOptions{
+			Filters: filters.NewArgs(filters.Arg("name", name)), Status: true,
+		})
 		if err != nil {
 			return err
 		}
-		if strings.TrimSpace(out) == fmt.Sprintf("%d/%d", tasks, tasks) {
+		if len(services) != 1 || services[0].ServiceStatus == nil {
+			return fmt.Errorf("docker does not say how many tasks of %s run", name)
+		}
+		status := *services[0].ServiceStatus
+		if status.RunningTasks == uint64(tasks) && status.DesiredTasks == uint64(tasks) {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), fmt.Errorf("%s has %s tasks", name, strings.TrimSpace(out)))
+			return errors.Join(ctx.Err(), fmt.Errorf("%s has %d tasks that run and %d that should", name, status.RunningTasks,
+				status.DesiredTasks))
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
