@@ -28,17 +28,19 @@ func fields(t reflect.Type) []string {
 }
 
 func TestTheDocumentNamesEveryFieldOfTheJSON(t *testing.T) {
-	text, err := os.ReadFile("../docs/inspect.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	n := 0
-	reports := []reflect.Type{reflect.TypeFor[NetworksReport](), reflect.TypeFor[NodesReport](), reflect.TypeFor[Health]()}
-	for _, typ := range reports {
+	for typ, file := range map[reflect.Type]string{
+		reflect.TypeFor[NetworksReport](): "inspect.md", reflect.TypeFor[NodesReport](): "inspect.md", reflect.TypeFor[Health](): "inspect.md",
+		reflect.TypeFor[NetworkTraffic](): "ui.md", reflect.TypeFor[Flow](): "ui.md",
+	} {
+		text, err := os.ReadFile("../docs/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
 		for _, name := range fields(typ) {
 			n++
 			if !strings.Contains(string(text), "`"+name+"`") && !strings.Contains(string(text), "`"+name+"[]`") {
-				t.Errorf("docs/inspect.md does not name the field %s of %s", name, typ.Name())
+				t.Errorf("docs/%s does not name the field %s of %s", file, name, typ.Name())
 			}
 		}
 	}

@@ -1,18 +1,18 @@
 // The panel beside the drawing: what is wrong in the cluster, or all that is known of one network or node. Verdicts, causes and
 // remedies are those that `netdriver inspect` and `netdriver check` print.
-import { el, svg, icon, badge, link, route, count, rate, ago, stateWord, verdictOf, weight, folded } from './dom.js';
+import { el, svg, icon, badge, link, prose, route, count, rate, ago, stateWord, verdictOf, weight, folded } from './dom.js';
 import { Table } from './table.js';
 
 /** What is wrong, each with its place and its remedy. */
 function findings(list) {
   return el('ul', { class: 'findings' }, list.map((f) => el('li', { class: f.verdict },
-    el('p', { class: 'cause' }, icon(f.verdict), el('strong', null, f.verdict), ' ', f.cause),
+    el('p', { class: 'cause' }, icon(f.verdict), el('strong', null, f.verdict), ' ', prose(f.cause)),
     el('dl', null,
       el('dt', null, 'at'), el('dd', null, f.place),
       f.evidence?.length ? [el('dt', null, 'seen'), el('dd', null, f.evidence.map((e) => el('p', null, e)))] : null,
       f.networks?.length ? [el('dt', null, 'in'), el('dd', { class: 'links' }, f.networks.slice(0, 12).map((n) => link('network', n)),
         f.networks.length > 12 ? `and ${f.networks.length - 12} more` : null)] : null,
-      f.remedy ? [el('dt', null, 'do'), el('dd', null, f.remedy)] : null))));
+      f.remedy ? [el('dt', null, 'do'), el('dd', null, prose(f.remedy))] : null))));
 }
 
 const byWeight = (a, b) => weight(b.verdict) - weight(a.verdict);
@@ -218,9 +218,9 @@ export class Details {
     this.table('peers', 'Nodes', {
       noun: 'node', key: (p) => p.node, rows: 8, columns: [
         { title: 'node', cell: (p) => link('node', p.node), order: (p) => p.node },
-        { title: 'state', width: '7.5rem', cell: (p) => badge(p.problem ? 'failed' : verdictOf(p.state), stateWord(p.state)), order: (p) => -weight(p.problem ? 'failed' : verdictOf(p.state)) },
+        { title: 'state', least: 7.5, cell: (p) => badge(p.problem ? 'failed' : verdictOf(p.state), stateWord(p.state)), order: (p) => -weight(p.problem ? 'failed' : verdictOf(p.state)) },
         { title: 'address', cell: (p) => p.address ?? '–', order: (p) => p.address ?? '' },
-        { title: 'endpoints', width: '6rem', number: true, cell: (p) => String(p.endpoints), order: (p) => -p.endpoints },
+        { title: 'endpoints', least: 6, number: true, cell: (p) => String(p.endpoints), order: (p) => -p.endpoints },
       ],
     }, n.peers ?? []);
     const backends = (n.services ?? []).flatMap((s) => (s.backends?.length ? s.backends : [{ task: s.id, name: '–', state: s.idle ? 'idle' : 'no task' }]).map((b) => ({ ...b, service: s })));
@@ -229,21 +229,22 @@ export class Details {
         { title: 'service', cell: (b) => b.service.name, order: (b) => b.service.name },
         { title: 'VIP', cell: (b) => (b.service.vips ?? []).join(', ') || 'dnsrr' },
         { title: 'task', cell: (b) => b.name, order: (b) => b.name },
-        { title: 'state', width: '8.5rem', cell: (b) => badge(b.state === 'ready' || b.state === 'idle' ? 'healthy' : b.state === 'draining' ? 'degraded' : 'failed', b.state), order: (b) => b.state },
+        { title: 'state', least: 8.5, cell: (b) => badge(b.state === 'ready' || b.state === 'idle' ? 'healthy' : b.state === 'draining' ? 'degraded' : 'failed', b.state), order: (b) => b.state },
         { title: 'node', cell: (b) => (b.node ? link('node', b.node) : '–'), order: (b) => b.node ?? '' },
       ],
     }, backends);
-    const flow = (e) => context.rates?.[e.id];
+    this.rates = context.rates ?? {}; // the table's columns live longer than this call
+    const flow = (e) => this.rates[e.id];
     this.table('endpoints', 'Endpoints', {
       noun: 'endpoint', key: (e) => e.id, rows: 14, filter: context.filter, placeholder: 'Find container, address, MAC, node or group',
       find: (e) => [e.container, e.containerID, e.service, e.task, e.node, (e.addresses ?? []).join(' '), e.mac, e.group, e.phase, e.id].join(' '),
       columns: [
-        { title: 'address', width: 'minmax(6.4rem, 1fr)', cell: (e) => (e.addresses ?? []).join(', ') || '–', order: (e) => e.addresses?.[0] ?? '' },
-        { title: 'container', width: 'minmax(5.6rem, 1.6fr)', cell: (e) => e.container || (e.host ? 'the host' : e.id.slice(0, 12)), order: (e) => e.container || e.id },
-        { title: 'node', width: 'minmax(4rem, 1fr)', cell: (e) => link('node', e.node), order: (e) => e.node },
-        { title: 'seen by', width: '4.4rem', number: true, cell: (e) => (e.seenBy < 0 ? 'unknown' : e.seenBy < e.members ? badge('degraded', `${e.seenBy}/${e.members}`) : `${e.seenBy}/${e.members}`), order: (e) => e.seenBy - e.members },
-        { title: 'sends', width: '5rem', number: true, cell: (e) => rate(flow(e)?.sent), order: (e) => -(flow(e)?.sent ?? -1) },
-        { title: 'receives', width: '5rem', number: true, cell: (e) => rate(flow(e)?.received), order: (e) => -(flow(e)?.received ?? -1) },
+        { title: 'address', least: 6.2, grow: 1, cell: (e) => (e.addresses ?? []).join(', ') || '–', order: (e) => e.addresses?.[0] ?? '' },
+        { title: 'container', least: 5.6, grow: 1.6, cell: (e) => e.container || (e.host ? 'the host' : e.id.slice(0, 12)), order: (e) => e.container || e.id },
+        { title: 'node', least: 4, grow: 1, cell: (e) => link('node', e.node), order: (e) => e.node },
+        { title: 'seen by', least: 4.4, number: true, cell: (e) => (e.seenBy < 0 ? 'unknown' : e.seenBy < e.members ? badge('degraded', `${e.seenBy}/${e.members}`) : `${e.seenBy}/${e.members}`), order: (e) => e.seenBy - e.members },
+        { title: 'sends', least: 5, number: true, cell: (e) => rate(flow(e)?.sent), order: (e) => -(flow(e)?.sent ?? -1) },
+        { title: 'receives', least: 5, number: true, cell: (e) => rate(flow(e)?.received), order: (e) => -(flow(e)?.received ?? -1) },
       ],
     }, n.endpoints ?? []);
   }
@@ -271,10 +272,10 @@ export class Details {
     this.checker(here ? null : node.name, node.name);
     this.table('networks', 'Networks', {
       noun: 'network', key: (n) => n.name, rows: 14, columns: [
-        { title: 'network', width: 'minmax(6rem, 1.5fr)', cell: (n) => el('a', { href: `${route('network', n.name)}/${encodeURIComponent(node.name)}`, 'data-key': n.name }, n.name), order: (n) => n.name },
-        { title: 'here', width: '7.5rem', cell: (n) => badge(n.peer.problem ? 'failed' : verdictOf(n.peer.state), stateWord(n.peer.state)), order: (n) => -weight(n.peer.problem ? 'failed' : verdictOf(n.peer.state)) },
-        { title: 'verdict', width: '7.5rem', cell: (n) => badge(n.verdict), order: (n) => -weight(n.verdict) },
-        { title: 'endpoints', width: '6rem', number: true, cell: (n) => String(n.peer.endpoints), order: (n) => -n.peer.endpoints },
+        { title: 'network', least: 6, grow: 1.5, cell: (n) => el('a', { href: `${route('network', n.name)}/${encodeURIComponent(node.name)}`, 'data-key': n.name }, n.name), order: (n) => n.name },
+        { title: 'here', least: 7.5, cell: (n) => badge(n.peer.problem ? 'failed' : verdictOf(n.peer.state), stateWord(n.peer.state)), order: (n) => -weight(n.peer.problem ? 'failed' : verdictOf(n.peer.state)) },
+        { title: 'verdict', least: 7.5, cell: (n) => badge(n.verdict), order: (n) => -weight(n.verdict) },
+        { title: 'endpoints', least: 6, number: true, cell: (n) => String(n.peer.endpoints), order: (n) => -n.peer.endpoints },
       ],
     }, member);
   }

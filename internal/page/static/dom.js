@@ -40,6 +40,9 @@ const weights = { healthy: 0, degraded: 1, unknown: 2, failed: 3 };
 export const weight = (verdict) => weights[verdict] ?? 2;
 export const worst = (verdicts) => verdicts.reduce((a, b) => (weight(b) > weight(a) ? b : a), 'healthy');
 
+/** A sentence of the daemon's, with what it puts between backquotes as code. */
+export const prose = (text) => String(text).split('`').map((part, i) => (i % 2 ? el('code', null, part) : part));
+
 /** 3 nodes, 1 node. */
 export const count = (n, noun) => `${n.toLocaleString('en')} ${noun}${n === 1 ? '' : 's'}`;
 
@@ -51,8 +54,8 @@ export function rate(bits) {
   if (bits === undefined || bits === null) return '–';
   const units = ['bit/s', 'kbit/s', 'Mbit/s', 'Gbit/s', 'Tbit/s'];
   let i = 0;
-  for (; bits >= 1000 && i < units.length - 1; i++) bits /= 1000;
-  return `${bits >= 100 || i === 0 ? Math.round(bits) : bits.toFixed(1)} ${units[i]}`;
+  for (; bits >= 999.5 && i < units.length - 1; i++) bits /= 1000;
+  return `${bits >= 99.95 || i === 0 ? Math.round(bits) : bits.toFixed(1)} ${units[i]}`;
 }
 
 /** How long something took or is ago, of milliseconds. */

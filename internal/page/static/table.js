@@ -5,25 +5,28 @@ const ROW = 32; // pixels, as in style.css
 const SPARE = 6; // rows above and below those in sight
 
 /**
- * columns: [{ title, width (of a grid's track), cell(row) → node or text, order(row) → number or text, number: true }]
+ * columns: [{ title, least and grow (width in rem, share of what is left), cell(row) → node or text, order(row) → number or text,
+ * number: true }]
  * key(row) names a row as long as it exists.
  */
 export class Table {
   constructor(place, { label, columns, key, rows = 12, noun = 'row' }) {
-    this.columns = columns;
+    this.columns = columns = columns.map((c) => ({ least: 5, grow: c.least ? 0 : 1, ...c }));
     this.key = key;
     this.noun = noun;
     this.sorted = { column: null, down: false };
     this.shown = new Map(); // key → { element, index, text }
     this.all = [];
     this.rows = [];
-    this.template = columns.map((c) => c.width ?? 'minmax(5rem, 1fr)').join(' ');
+    this.news = 0; // counts what was set: a row is written once for each
+    this.template = columns.map((c) => (c.grow === 0 ? `${c.least}rem` : `minmax(${c.least}rem, ${c.grow}fr)`)).join(' ');
     this.body = el('div', { class: 'rows', role: 'rowgroup' });
     this.head = el('div', { class: 'row head', role: 'row', 'aria-rowindex': '1' }, columns.map((c) => this.title(c)));
     this.head.style.gridTemplateColumns = this.template;
     this.grid = el('div', { class: 'grid', role: 'table', 'aria-label': label, 'aria-colcount': columns.length },
       el('div', { role: 'rowgroup', class: 'heads' }, this.head), this.body);
     this.scroll = el('div', { class: 'table', tabindex: '0', role: 'group', 'aria-label': `${label}, scrolls` }, this.grid);
+    this.grid.style.minWidth = `${columns.reduce((sum, c) => sum + c.least + 0.6, 0.6)}rem`;
     this.scroll.style.maxHeight = `${(rows + 1) * ROW + 2}px`;
     this.scroll.addEventListener('scroll', () => this.later(), { passive: true });
     this.observer = new ResizeObserver(() => this.later());
@@ -49,6 +52,7 @@ export class Table {
   /** Shows these rows. */
   set(rows) {
     this.all = rows;
+    this.news++;
     this.arrange();
   }
 
@@ -109,6 +113,8 @@ export class Table {
       row.element.style.transform = `translateY(${index * ROW}px)`;
       row.element.setAttribute('aria-rowindex', index + 2);
     }
+    if (row.news === this.news) return row;
+    row.news = this.news;
     this.columns.forEach((c, i) => {
       const content = c.cell(data);
       const text = typeof content === 'string' ? content : content.outerHTML;

@@ -184,11 +184,12 @@ export class Topology {
     g.setAttribute('class', `head ${n.verdict}${this.selected === `network/${n.name}` ? ' selected' : ''}`);
     const w = m.column;
     if (m.level) {
+      const name = cut(n.name, w - 44, 8.2);
       g.replaceChildren(
         svg('title', null, said),
         svg('rect', { class: 'hit', x: x - w / 2 + 2, y: 4, width: w - 4, height: m.head - 12, rx: 7 }),
-        mark(n.verdict, x - Math.min(w / 2 - 14, 4 + 3.7 * Math.min(n.name.length, (w - 40) / 7.4)) - 6, 19, 14),
-        svg('text', { class: 'name', x: x + 6, y: 24, 'text-anchor': 'middle' }, cut(n.name, w - 40)),
+        mark(n.verdict, x - 4.1 * name.length - 7, 19, 14),
+        svg('text', { class: 'name', x: x + 6, y: 24, 'text-anchor': 'middle' }, name),
         svg('text', { class: 'small', x, y: 43, 'text-anchor': 'middle' },
           flow ? cut(`↑${rate(flow.sent)} ↓${rate(flow.received)}`, w - 4, 5.6) : count(n.endpoints, 'endpoint')));
     } else {

@@ -4,17 +4,28 @@
 package page
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http/httptest"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/netdriver/netdriver/diag"
 	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/test/e2e/browser"
 )
+
+// start runs a browser.
+func start(t *testing.T) *browser.Browser {
+	t.Helper()
+	return browser.Start(t, func(ctx context.Context, args ...string) *exec.Cmd {
+		return exec.CommandContext(ctx, args[0], args[1:]...)
+	})
+}
 
 // small is a cluster as most are: five nodes, four networks, one of which three nodes have.
 func small() *fake {
@@ -53,97 +64,82 @@ func large() *fake {
 	return f
 }
 
-// click chooses what a selector finds.
-func (tb *tab) click(selector string) {
-	tb.t.Helper()
-	tb.until(fmt.Sprintf("document.querySelector(%q)", selector))
-	tb.eval(fmt.Sprintf("document.querySelector(%q).dispatchEvent(new MouseEvent('click', {bubbles: true, cancelable: true, view: window}))", selector), nil)
-}
-
-// shows waits until an element shows all texts.
-func (tb *tab) shows(selector string, texts ...string) {
-	tb.t.Helper()
-	for _, text := range texts {
-		tb.until(fmt.Sprintf("document.querySelector(%q)?.innerText.includes(%q)", selector, text))
-	}
-}
-
 // focused describes what has the keyboard.
-func (tb *tab) focused() string {
-	tb.t.Helper()
+func focused(tb *browser.Tab) string {
 	var out string
-	tb.eval(`(() => { const e = document.activeElement;
+	tb.Eval(`(() => { const e = document.activeElement;
 		return [e.tagName.toLowerCase(), e.id, e.getAttribute('aria-label') ?? e.innerText?.trim() ?? ''].join('|').slice(0, 120); })()`, &out)
 	return out
 }
 
 func TestThePageShowsWhatIsWrongWithItsRemedyAndLeadsToTheWholeReport(t *testing.T) {
-	tb := start(t).open(t, broken().serve(t), look{width: 1440, height: 900})
-	tb.shows("#verdict", "failed")
-	tb.shows("#details", "create bridge ndb1002: no space left on device", "node4 is not connected to the store", "start its host", "node1 (192.0.2.1)")
-	if text := tb.text("#details"); strings.Count(text, "is not connected") != 1 || strings.Contains(text, "may be unreachable") {
+	tb := start(t).Open(t, broken().serve(t), browser.Look{Width: 1440, Height: 900})
+	tb.Shows("#verdict", "failed")
+	tb.Shows("#details", "create bridge ndb1002: no space left on device", "node4 is not connected to the store", "start its host", "node1 (192.0.2.1)")
+	if text := tb.Text("#details"); strings.Count(text, "is not connected") != 1 || strings.Contains(text, "may be unreachable") {
 		t.Errorf("the dead node is to be told once, without the figures of one network:\n%s", text)
 	}
-	tb.shows("#tiles", "1 DOWN", "1 failed", "2 degraded", "62", "Mbit/s")
-	tb.click(`[data-kind="cell"][data-node="node4"][data-network="web"]`)
-	tb.shows("#details", "web", "its 1 endpoints may be unreachable", "1450 = 1500 underlay − 50 VXLAN", "8 of 65,534 used", "as the records want it",
+	tb.Shows("#tiles", "1 DOWN", "1 failed", "2 degraded", "62", "Mbit/s")
+	tb.Click(`[data-kind="cell"][data-node="node4"][data-network="web"]`)
+	tb.Shows("#details", "web", "its 1 endpoints may be unreachable", "1450 = 1500 underlay − 50 VXLAN", "8 of 65,534 used", "as the records want it",
 		"Endpoints (1 of 8)", "netdriver inspect web")
-	tb.click(`#details a[data-key="node/node4"]`)
-	tb.shows("#details", "node4", "DOWN", "192.0.2.4", "Networks (3)")
-	tb.click(`#details button[data-key="check"]`)
-	tb.shows("#details", "nothing comes back from node4", "3 frames sent, 0 seen", "look at its host", "2 things looked at")
-	tb.click(`#details a.back`)
-	tb.shows("#details", "What is wrong")
+	tb.Click(`#details a[data-key="node/node4"]`)
+	tb.Shows("#details", "node4", "DOWN", "192.0.2.4", "Networks (3)")
+	tb.Click(`#details button[data-key="check"]`)
+	tb.Shows("#details", "nothing comes back from node4", "3 frames sent, 0 seen", "look at its host", "2 things looked at")
+	tb.Click(`#details a.back`)
+	tb.Shows("#details", "What is wrong")
 }
 
 func TestWhatChangesIsShownAndSaid(t *testing.T) {
 	f := small()
-	tb := start(t).open(t, f.serve(t)+"#/network/web", look{width: 1440, height: 900})
-	tb.shows("#verdict", "healthy")
-	tb.shows("#details", "Nothing is wrong", "Endpoints (8)", "peak")
+	tb := start(t).Open(t, f.serve(t)+"#/network/web", browser.Look{Width: 1440, Height: 900})
+	tb.Shows("#verdict", "healthy")
+	tb.Shows("#details", "Nothing is wrong", "Endpoints (8)", "peak")
+	tb.Until(`[...document.querySelectorAll('#details [role=cell]')].some((c) => c.textContent === '200 kbit/s')`)
 	f.down(2)
-	tb.shows("#verdict", "degraded")
-	tb.shows("#details", "node3 is not connected to the store")
-	tb.until(`document.querySelector('#announce').textContent.includes('degraded')`)
-	tb.until(`document.querySelector('[data-kind="cell"][data-node="node3"][data-network="web"]').getAttribute('aria-label') === 'node3 in web: 2 endpoints, DOWN'`)
-	tb.click("#pause")
+	tb.Shows("#verdict", "degraded")
+	tb.Shows("#details", "node3 is not connected to the store")
+	tb.Until(`document.querySelector('#announce').textContent.includes('degraded')`)
+	tb.Until(`document.querySelector('[data-kind="cell"][data-node="node3"][data-network="web"]').getAttribute('aria-label') === 'node3 in web: 2 endpoints, DOWN'`)
+	tb.Click("#pause")
 	f.fault(0, diag.Failed, 0, "", "another fault", "r")
 	var text string
-	tb.eval(`new Promise((done) => setTimeout(() => done(document.querySelector('#details').innerText), 4000))`, &text)
+	tb.Eval(`new Promise((done) => setTimeout(() => done(document.querySelector('#details').innerText), 4000))`, &text)
 	if strings.Contains(text, "another fault") {
 		t.Error("the page goes on while it is paused")
 	}
-	tb.click("#pause")
-	tb.shows("#details", "another fault")
+	tb.Click("#pause")
+	tb.Shows("#details", "another fault")
 }
 
 func TestWhoIsAwayIsNamedAndTheLastStateStays(t *testing.T) {
 	f := small()
 	s := httptest.NewServer(f.handler())
 	defer s.Close()
-	tb := start(t).open(t, s.URL+"/", look{width: 1000, height: 700})
-	tb.until(`document.querySelector('#lost').hidden`)
+	tb := start(t).Open(t, s.URL+"/", browser.Look{Width: 1000, Height: 700})
+	tb.Until(`document.querySelector('#lost').hidden`)
 	f.mu.Lock()
 	f.away = errors.Join(store.ErrUnavailable, errors.New("etcd has no leader"))
 	f.mu.Unlock()
-	tb.shows("#lost", "etcd has no leader", "What you see is old")
-	tb.shows("#tiles", "62")
+	tb.Shows("#lost", "etcd has no leader", "What you see is old")
+	tb.Shows("#tiles", "62")
 	f.mu.Lock()
 	f.away = nil
 	f.mu.Unlock()
-	tb.until(`document.querySelector('#lost').hidden`)
+	tb.Until(`document.querySelector('#lost').hidden`)
 	s.Close()
-	tb.shows("#lost", "No answer from the daemon")
-	tb.quiet("Failed to load resource") // that is what the browser says of it
+	tb.Shows("#lost", "No answer from the daemon")
+	tb.Quiet("Failed to load resource") // that is what the browser says of it
 }
 
 func TestTheKeyboardReachesEverything(t *testing.T) {
-	tb := start(t).open(t, broken().serve(t), look{width: 1440, height: 900})
-	tb.shows("#details", "Check node1")
+	tb := start(t).Open(t, broken().serve(t), browser.Look{Width: 1440, Height: 900})
+	tb.Shows("#details", "Check node1")
 	var order []string
 	for range 16 {
-		tb.key("Tab")
-		order = append(order, tb.focused())
+		tb.Key("Tab")
+		order = append(order, focused(tb))
 	}
 	all := strings.Join(order, "\n")
 	at := 0
@@ -155,7 +151,7 @@ func TestTheKeyboardReachesEverything(t *testing.T) {
 		}
 		at += i
 	}
-	tb.eval(`document.querySelector('#drawing [tabindex="0"]').focus()`, nil)
+	tb.Eval(`document.querySelector('#drawing [tabindex="0"]').focus()`, nil)
 	for _, step := range []struct{ key, want string }{
 		{"ArrowRight", "network database"},
 		{"ArrowDown", "node1 in database: 3 endpoints"},
@@ -169,21 +165,20 @@ func TestTheKeyboardReachesEverything(t *testing.T) {
 		{"Home", "node node3"},
 		{"ArrowDown", "node node4: DOWN"},
 	} {
-		if tb.key(step.key); !strings.Contains(tb.focused(), step.want) {
-			t.Fatalf("after %s: %s, want %s", step.key, tb.focused(), step.want)
+		if tb.Key(step.key); !strings.Contains(focused(tb), step.want) {
+			t.Fatalf("after %s: %s, want %s", step.key, focused(tb), step.want)
 		}
 	}
-	tb.key("Enter")
-	tb.until(`document.activeElement.tagName === 'H2' && document.activeElement.innerText === 'node4'`)
-	tb.key("Escape")
-	tb.until(`document.activeElement.getAttribute('aria-label')?.startsWith('node node4')`)
+	tb.Key("Enter")
+	tb.Until(`document.activeElement.tagName === 'H2' && document.activeElement.innerText === 'node4'`)
+	tb.Key("Escape")
+	tb.Until(`document.activeElement.getAttribute('aria-label')?.startsWith('node node4')`)
 }
 
 // accessible is what a screen reader is told.
-func (tb *tab) accessible() []node {
-	tb.t.Helper()
+func accessible(tb *browser.Tab) []node {
 	var tree struct{ Nodes []node }
-	tb.call("Accessibility.getFullAXTree", nil, &tree)
+	tb.Call("Accessibility.getFullAXTree", nil, &tree)
 	return tree.Nodes
 }
 
@@ -199,12 +194,12 @@ func (n node) said() (role, name string) {
 }
 
 func TestAScreenReaderIsToldAllThatIsDrawn(t *testing.T) {
-	tb := start(t).open(t, broken().serve(t)+"#/network/web", look{width: 1440, height: 900})
-	tb.shows("#details", "Endpoints (8)")
+	tb := start(t).Open(t, broken().serve(t)+"#/network/web", browser.Look{Width: 1440, Height: 900})
+	tb.Shows("#details", "Endpoints (8)")
 	has := func(where string, wants ...string) {
 		t.Helper()
 		var all []string
-		for _, n := range tb.accessible() {
+		for _, n := range accessible(tb) {
 			if n.Ignored {
 				continue
 			}
@@ -225,27 +220,27 @@ func TestAScreenReaderIsToldAllThatIsDrawn(t *testing.T) {
 		"searchbox Filter nodes and networks by name", "checkbox problems only", "radio Drawing",
 		"grid Topology: hosts are rows", "columnheader network database: failed, 13 endpoints", "rowheader node node4: DOWN, 7 endpoints",
 		"gridcell node4 in web: 1 endpoint, DOWN", "table Endpoints", "cell 10.10.0.2")
-	tb.click(`input[value="tables"]`)
-	tb.shows("#tables", "Networks (4)", "Nodes (5)", "first problem")
+	tb.Click(`input[value="tables"]`)
+	tb.Shows("#tables", "Networks (4)", "Nodes (5)", "first problem")
 	has("tables", "table Networks", "table Nodes", "columnheader verdict", "cell web 1, database 2, queue 4", "cell DOWN", "cell failed")
-	tb.picture("tables")
+	tb.Picture("tables")
 	var count string
-	tb.eval(`document.querySelector('#nodes [role=table]').getAttribute('aria-rowcount')`, &count)
+	tb.Eval(`document.querySelector('#nodes [role=table]').getAttribute('aria-rowcount')`, &count)
 	if count != "6" {
 		t.Errorf("the table of nodes says that it has %s rows, want 6 with its head", count)
 	}
 }
 
 func TestFilterAndProblemsOnlyLeaveWhatTheySay(t *testing.T) {
-	tb := start(t).open(t, broken().serve(t), look{width: 1440, height: 900})
+	tb := start(t).Open(t, broken().serve(t), browser.Look{Width: 1440, Height: 900})
 	drawn := func() (out struct{ Nodes, Networks []string }) {
-		tb.eval(`new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done({
+		tb.Eval(`new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done({
 			nodes: [...document.querySelectorAll('[data-kind="node"]')].map((e) => e.dataset.node),
 			networks: [...document.querySelectorAll('[data-kind="network"]')].map((e) => e.dataset.network)}))))`, &out)
 		return out
 	}
 	filter := func(text string) {
-		tb.eval(fmt.Sprintf(`(() => { const f = document.querySelector('#filter'); f.value = %q; f.dispatchEvent(new Event('input')); })()`, text), nil)
+		tb.Eval(fmt.Sprintf(`(() => { const f = document.querySelector('#filter'); f.value = %q; f.dispatchEvent(new Event('input')); })()`, text), nil)
 	}
 	for text, want := range map[string]string{
 		"NODE4": "{[node4] [web database monitoring queue]}", "monit": "{[node1 node2 node3] [monitoring]}", "192.0.2.5": "{[node5] [web database monitoring queue]}",
@@ -256,9 +251,9 @@ func TestFilterAndProblemsOnlyLeaveWhatTheySay(t *testing.T) {
 		}
 	}
 	filter("no such thing")
-	tb.shows("#none", "Nothing is left by the filter")
+	tb.Shows("#none", "Nothing is left by the filter")
 	filter("")
-	tb.click("#tiles button")
+	tb.Click("#tiles button")
 	if got := fmt.Sprint(drawn()); got != "{[node1 node4] [web database queue]}" {
 		t.Errorf("problems only leaves %s", got)
 	}
@@ -275,38 +270,38 @@ func TestNamesAreTextWhateverTheySay(t *testing.T) {
 	f.fault(0, diag.Degraded, 0, "", hostile, hostile)
 	f.networks[1].Network = hostile
 	f.nodes[1].Name, f.nodes[1].Role, f.nodes[1].Problems = hostile, hostile, map[string]string{hostile: hostile}
-	tb := start(t).open(t, f.serve(t)+"#/network/web", look{width: 1440, height: 900})
-	tb.shows("#details", hostile, "Tasks of services")
-	tb.until(fmt.Sprintf(`[...document.querySelectorAll('#details [role=cell]')].some((c) => c.textContent === %q)`, hostile))
+	tb := start(t).Open(t, f.serve(t)+"#/network/web", browser.Look{Width: 1440, Height: 900})
+	tb.Shows("#details", hostile, "Tasks of services")
+	tb.Until(fmt.Sprintf(`[...document.querySelectorAll('#details [role=cell]')].some((c) => c.textContent === %q)`, hostile))
 	for _, kind := range []string{"network", "node"} {
-		tb.eval(fmt.Sprintf(`location.hash = '#/%s/' + encodeURIComponent(%q)`, kind, hostile), nil)
-		tb.shows("#details h2", hostile)
+		tb.Eval(fmt.Sprintf(`location.hash = '#/%s/' + encodeURIComponent(%q)`, kind, hostile), nil)
+		tb.Shows("#details h2", hostile)
 	}
-	tb.click(`input[value="tables"]`)
-	tb.shows("#tables", hostile)
+	tb.Click(`input[value="tables"]`)
+	tb.Shows("#tables", hostile)
 	var title string
 	var images int
-	tb.eval("document.title", &title)
-	tb.eval("document.querySelectorAll('img, script, iframe').length", &images)
+	tb.Eval("document.title", &title)
+	tb.Eval("document.querySelectorAll('img, script, iframe').length", &images)
 	if title == "owned" || images != 2 { // the logo, and the page's own script
 		t.Errorf("title %q, %d images and scripts: a name has become markup", title, images)
 	}
-	tb.eval(fmt.Sprintf(`(() => { const d = document.createElement('div'); d.innerHTML = %q; document.body.append(d); })()`, hostile), nil)
-	if tb.eval("document.querySelectorAll('img, script, iframe').length", &images); images <= 2 {
+	tb.Eval(fmt.Sprintf(`(() => { const d = document.createElement('div'); d.innerHTML = %q; document.body.append(d); })()`, hostile), nil)
+	if tb.Eval("document.querySelectorAll('img, script, iframe').length", &images); images <= 2 {
 		t.Error("markup is not counted: the test proves nothing")
 	}
-	tb.quiet("Content Security Policy", "Failed to load resource") // the policy stops even that one
-	if tb.eval("document.title", &title); title == "owned" {
+	tb.Quiet("Content Security Policy", "Failed to load resource") // the policy stops even that one
+	if tb.Eval("document.title", &title); title == "owned" {
 		t.Error("the policy lets a handler in an attribute run")
 	}
 }
 
 func TestNothingComesFromElsewhere(t *testing.T) {
 	address := small().serve(t)
-	tb := start(t).open(t, address+"#/network/web", look{width: 1440, height: 900})
-	tb.shows("#details", "Endpoints (8)")
+	tb := start(t).Open(t, address+"#/network/web", browser.Look{Width: 1440, Height: 900})
+	tb.Shows("#details", "Endpoints (8)")
 	var loaded []string
-	tb.eval(`performance.getEntriesByType('resource').map((e) => e.name)`, &loaded)
+	tb.Eval(`performance.getEntriesByType('resource').map((e) => e.name)`, &loaded)
 	for _, url := range loaded {
 		if !strings.HasPrefix(url, address) {
 			t.Errorf("%s is loaded", url)
@@ -322,9 +317,9 @@ func TestColoursCanBeTold(t *testing.T) {
 	b := start(t)
 	address := broken().serve(t)
 	for _, dark := range []bool{false, true} {
-		tb := b.open(t, address, look{width: 1000, height: 700, dark: dark, still: true})
+		tb := b.Open(t, address, browser.Look{Width: 1000, Height: 700, Dark: dark, Still: true})
 		var bad []string
-		tb.eval(`(() => {
+		tb.Eval(`(() => {
 			const style = getComputedStyle(document.documentElement);
 			const light = (name) => {
 				const hex = style.getPropertyValue('--' + name).trim();
@@ -340,7 +335,7 @@ func TestColoursCanBeTold(t *testing.T) {
 			t.Errorf("dark %v: too little contrast: %v", dark, bad)
 		}
 		var moving int
-		tb.eval(`[...document.querySelectorAll('*')].filter((e) => !['0s', ''].includes(getComputedStyle(e).transitionDuration) || getComputedStyle(e).animationName !== 'none').length`, &moving)
+		tb.Eval(`[...document.querySelectorAll('*')].filter((e) => !['0s', ''].includes(getComputedStyle(e).transitionDuration) || getComputedStyle(e).animationName !== 'none').length`, &moving)
 		if moving > 0 {
 			t.Errorf("%d elements move, and the reader wants none to", moving)
 		}
@@ -349,18 +344,18 @@ func TestColoursCanBeTold(t *testing.T) {
 
 func TestALargeClusterStaysSmooth(t *testing.T) {
 	f := large()
-	tb := start(t).open(t, f.serve(t)+"#/network/web", look{width: 1600, height: 1000})
-	tb.shows("#tiles", "10,000", "300", "40")
-	tb.shows("#details", "Endpoints (4,000)")
-	tb.call("Performance.enable", nil, nil)
-	before := tb.metrics()
+	tb := start(t).Open(t, f.serve(t)+"#/network/web", browser.Look{Width: 1600, Height: 1000})
+	tb.Shows("#tiles", "10,000", "300", "40")
+	tb.Shows("#details", "Endpoints (4,000)")
+	tb.Call("Performance.enable", nil, nil)
+	before := metrics(tb)
 	var frames struct {
 		Frames                int
 		Median, P95, Longest  float64
 		Elements, Rows, Cells int
 	}
 	// Both scroll at once, for three rounds of news.
-	tb.eval(`(async () => {
+	tb.Eval(`(async () => {
 		const gaps = [], drawing = document.querySelector('#drawing'), table = [...document.querySelectorAll('#details .table')].at(-1);
 		let last, longest = 0, down = 41;
 		new PerformanceObserver((l) => l.getEntries().forEach((e) => { longest = Math.max(longest, e.duration); })).observe({ entryTypes: ['longtask'] });
@@ -380,7 +375,7 @@ func TestALargeClusterStaysSmooth(t *testing.T) {
 			elements: document.querySelectorAll('*').length, rows: document.querySelectorAll('#details .rows > .row').length,
 			cells: document.querySelectorAll('[data-kind="cell"]').length };
 	})()`, &frames)
-	after := tb.metrics()
+	after := metrics(tb)
 	per := func(name string) float64 { return (after[name] - before[name]) / float64(frames.Frames) }
 	work := 1000 * (per("ScriptDuration") + per("LayoutDuration") + per("RecalcStyleDuration"))
 	t.Logf("%+v; per frame %.1f ms of script, style and layout, %.1f layouts", frames, work, per("LayoutCount"))
@@ -394,20 +389,19 @@ func TestALargeClusterStaysSmooth(t *testing.T) {
 	if n := per("LayoutCount"); n > 4 {
 		t.Errorf("%.1f layouts per frame: something reads the layout between writes", n)
 	}
-	tb.eval(`document.querySelector('#drawing').scrollTop = 1e6`, nil)
-	tb.until(`document.querySelector('[data-kind="node"][data-node="node300"]')`)
+	tb.Eval(`document.querySelector('#drawing').scrollTop = 1e6`, nil)
+	tb.Until(`document.querySelector('[data-kind="node"][data-node="node300"]')`)
 }
 
 // metrics are what the browser has counted of the page.
-func (tb *tab) metrics() map[string]float64 {
-	tb.t.Helper()
+func metrics(tb *browser.Tab) map[string]float64 {
 	var m struct {
 		Metrics []struct {
 			Name  string
 			Value float64
 		}
 	}
-	tb.call("Performance.getMetrics", nil, &m)
+	tb.Call("Performance.getMetrics", nil, &m)
 	out := map[string]float64{}
 	for _, x := range m.Metrics {
 		out[x.Name] = x.Value
@@ -423,25 +417,25 @@ func TestPicturesOfEachState(t *testing.T) {
 	degraded.down(3)
 	degraded.fault(0, diag.Degraded, 1, diag.StateBehind, "node2 has applied revision 8840 of 8841: it may not know the newest endpoints", "see its daemon's log")
 	empty := newFake(1, 0, nil, nil).serve(t)
-	wide := look{width: 1440, height: 900}
-	dark := look{width: 1440, height: 900, dark: true}
+	wide := browser.Look{Width: 1440, Height: 900}
+	dark := browser.Look{Width: 1440, Height: 900, Dark: true}
 	for name, c := range map[string]struct {
 		address string
-		as      look
+		as      browser.Look
 	}{
 		"light-healthy": {well, wide}, "dark-healthy": {well, dark}, "light-degraded": {degraded.serve(t), wide}, "light-failed": {bad, wide},
 		"dark-failed": {bad + "#/network/database", dark}, "light-network": {well + "#/network/web", wide}, "light-node": {bad + "#/node/node4", wide},
-		"large": {big, look{width: 1600, height: 1000}}, "large-network": {big + "#/network/web", look{width: 1600, height: 1000, dark: true}},
-		"narrow": {bad, look{width: 400, height: 860}}, "narrow-network": {bad + "#/network/web", look{width: 400, height: 2400}},
-		"empty": {empty, look{width: 1000, height: 600}},
+		"large": {big, browser.Look{Width: 1600, Height: 1000}}, "large-network": {big + "#/network/web", browser.Look{Width: 1600, Height: 1000, Dark: true}},
+		"narrow": {bad, browser.Look{Width: 400, Height: 860}}, "narrow-network": {bad + "#/network/web", browser.Look{Width: 400, Height: 2400}},
+		"empty": {empty, browser.Look{Width: 1000, Height: 600}},
 	} {
-		tb := b.open(t, c.address, c.as)
+		tb := b.Open(t, c.address, c.as)
 		if c.address != empty {
-			tb.shows("#tiles", "bit/s")
+			tb.Shows("#tiles", "bit/s")
 		}
 		if strings.Contains(c.address, "/network/") {
-			tb.until(`document.querySelector('.spark polyline')?.getAttribute('points').includes(' ')`)
+			tb.Until(`document.querySelector('.spark polyline')?.getAttribute('points').includes(' ')`)
 		}
-		tb.picture(name)
+		tb.Picture(name)
 	}
 }

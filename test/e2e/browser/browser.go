@@ -1,6 +1,5 @@
-//go:build e2e
-
-package page
+// Package browser drives a headless Chromium, for tests of the daemon's page.
+package browser
 
 import (
 	"bufio"
@@ -23,9 +22,9 @@ import (
 // patience bounds what a browser on a busy machine may take for anything.
 const patience = 60 * time.Second
 
-// browser is a headless Chromium that is spoken to through two pipes (--remote-debugging-pipe): JSON messages that end with a
+// Browser is a headless Chromium that is spoken to through two pipes (--remote-debugging-pipe): JSON messages that end with a
 // zero byte, https://chromedevtools.github.io/devtools-protocol/.
-type browser struct {
+type Browser struct {
 	in io.Writer
 
 	mu      sync.Mutex
@@ -49,11 +48,10 @@ type failure struct {
 	Message string `json:"message"`
 }
 
-// start runs a browser until the test ends.
-func start(t *testing.T) *browser {
+// Start runs a browser until the test ends. command prepares it, as exec.CommandContext does.
+func Start(t *testing.T, command func(ctx context.Context, args ...string) *exec.Cmd) *Browser {
 	t.Helper()
-	path, err := exec.LookPath("chromium")
-	if err != nil {
+	if _, err := exec.LookPath("chromium"); err != nil {
 		t.Fatalf("%v: script/deps installs it", err)
 	}
 	theirIn, in, err := os.Pipe()
@@ -66,7 +64,7 @@ func start(t *testing.T) *browser {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	// The sandbox refuses to be used by root; the pages are ours.
-	cmd := exec.CommandContext(ctx, path, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+	cmd := command(ctx, "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--force-device-scale-factor=1",
 		"--user-data-dir="+t.TempDir(), "--remote-debugging-pipe", "about:blank")
 	cmd.ExtraFiles = []*os.File{theirIn, theirOut}
@@ -77,7 +75,7 @@ func start(t *testing.T) *browser {
 	}
 	theirIn.Close()
 	theirOut.Close()
-	b := &browser{in: in, waiting: map[int]chan message{}, said: map[string][]string{}}
+	b := &Browser{in: in, waiting: map[int]chan message{}, said: map[string][]string{}}
 	read := make(chan struct{})
 	go func() { b.read(out); close(read) }()
 	t.Cleanup(func() {
@@ -92,7 +90,7 @@ func start(t *testing.T) *browser {
 }
 
 // read takes what the browser says until it ends.
-func (b *browser) read(out io.Reader) {
+func (b *Browser) read(out io.Reader) {
 	r := bufio.NewReader(out)
 	for {
 		text, err := r.ReadBytes(0)
@@ -128,7 +126,7 @@ func (b *browser) read(out io.Reader) {
 }
 
 // call asks the browser, or one of its tabs.
-func (b *browser) call(session, method string, params, result any) error {
+func (b *Browser) call(session, method string, params, result any) error {
 	c := make(chan message, 1)
 	b.mu.Lock()
 	if b.dead != nil {
@@ -162,25 +160,26 @@ func (b *browser) call(session, method string, params, result any) error {
 	}
 }
 
-// tab is one page.
-type tab struct {
+// Tab is one page.
+type Tab struct {
 	t       *testing.T
-	b       *browser
+	b       *Browser
 	session string
 }
 
-// look is how a reader sees the page.
-type look struct {
-	width, height int
-	dark, still   bool
+// Look is how a reader sees the page.
+type Look struct {
+	Width, Height int
+	// Dark: dark colours, Still: as little motion as possible.
+	Dark, Still bool
 }
 
-// open opens an address, and waits until the page has read the cluster.
-func (b *browser) open(t *testing.T, address string, as look) *tab {
+// Open opens an address, and waits until the page has read the cluster.
+func (b *Browser) Open(t *testing.T, address string, as Look) *Tab {
 	t.Helper()
 	var target struct{ TargetID string }
 	var attached struct{ SessionID string }
-	tb := &tab{t: t, b: b}
+	tb := &Tab{t: t, b: b}
 	err := errors.Join(
 		b.call("", "Target.createTarget", map[string]any{"url": "about:blank"}, &target),
 		b.call("", "Target.attachToTarget", map[string]any{"targetId": target.TargetID, "flatten": true}, &attached))
@@ -189,23 +188,23 @@ func (b *browser) open(t *testing.T, address string, as look) *tab {
 	}
 	tb.session = attached.SessionID
 	scheme, motion := "light", "no-preference"
-	if as.dark {
+	if as.Dark {
 		scheme = "dark"
 	}
-	if as.still {
+	if as.Still {
 		motion = "reduce"
 	}
-	tb.call("Page.enable", nil, nil)
-	tb.call("Runtime.enable", nil, nil)
-	tb.call("Log.enable", nil, nil)
-	tb.call("Emulation.setEmulatedMedia", map[string]any{"features": []map[string]string{
+	tb.Call("Page.enable", nil, nil)
+	tb.Call("Runtime.enable", nil, nil)
+	tb.Call("Log.enable", nil, nil)
+	tb.Call("Emulation.setEmulatedMedia", map[string]any{"features": []map[string]string{
 		{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": motion},
 	}}, nil)
-	tb.call("Emulation.setDeviceMetricsOverride", map[string]any{
-		"width": as.width, "height": as.height, "deviceScaleFactor": 1, "mobile": false,
+	tb.Call("Emulation.setDeviceMetricsOverride", map[string]any{
+		"width": as.Width, "height": as.Height, "deviceScaleFactor": 1, "mobile": false,
 	}, nil)
-	tb.call("Page.navigate", map[string]any{"url": address}, nil)
-	tb.until(`!document.querySelector('#verdict')?.textContent.includes('reading') && document.readyState === 'complete'`)
+	tb.Call("Page.navigate", map[string]any{"url": address}, nil)
+	tb.Until(`!document.querySelector('#verdict')?.textContent.includes('reading') && document.readyState === 'complete'`)
 	t.Cleanup(func() {
 		b.mu.Lock()
 		for _, said := range slices.Compact(b.said[tb.session]) {
@@ -217,8 +216,8 @@ func (b *browser) open(t *testing.T, address string, as look) *tab {
 	return tb
 }
 
-// quiet forgets what the console has said that has one of these texts, which the test has caused.
-func (tb *tab) quiet(texts ...string) {
+// Quiet forgets what the console has said that has one of these texts, which the test has caused.
+func (tb *Tab) Quiet(texts ...string) {
 	tb.b.mu.Lock()
 	defer tb.b.mu.Unlock()
 	tb.b.said[tb.session] = slices.DeleteFunc(tb.b.said[tb.session], func(said string) bool {
@@ -226,21 +225,22 @@ func (tb *tab) quiet(texts ...string) {
 	})
 }
 
-func (tb *tab) call(method string, params, result any) {
+// Call makes one of the protocol's calls.
+func (tb *Tab) Call(method string, params, result any) {
 	tb.t.Helper()
 	if err := tb.b.call(tb.session, method, params, result); err != nil {
 		tb.t.Fatal(err)
 	}
 }
 
-// eval returns what an expression, or its promise, gives, into out if that is not nil.
-func (tb *tab) eval(expression string, out any) {
+// Eval returns what an expression, or its promise, gives, into out if that is not nil.
+func (tb *Tab) Eval(expression string, out any) {
 	tb.t.Helper()
 	var r struct {
 		Result           struct{ Value json.RawMessage }
 		ExceptionDetails json.RawMessage
 	}
-	tb.call("Runtime.evaluate", map[string]any{"expression": expression, "awaitPromise": true, "returnByValue": true}, &r)
+	tb.Call("Runtime.evaluate", map[string]any{"expression": expression, "awaitPromise": true, "returnByValue": true}, &r)
 	if r.ExceptionDetails != nil {
 		tb.t.Fatalf("%s: %s", expression, r.ExceptionDetails)
 	}
@@ -251,59 +251,88 @@ func (tb *tab) eval(expression string, out any) {
 	}
 }
 
-// until waits for a condition.
-func (tb *tab) until(condition string) {
+// Until waits for a condition.
+func (tb *Tab) Until(condition string) {
 	tb.t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		var ok bool
-		if tb.eval("Boolean("+condition+")", &ok); ok {
+		if tb.Eval("Boolean("+condition+")", &ok); ok {
 			return
 		}
 		if time.Now().After(end) {
 			var text string
-			tb.eval("document.body.innerText", &text)
+			tb.Eval("document.body.innerText", &text)
 			tb.t.Fatalf("not within %s: %s\n%s", patience, condition, text)
 		}
 	}
 }
 
-// text is what a reader sees of the first element that a selector finds.
-func (tb *tab) text(selector string) string {
+// Text is what a reader sees of the first element that a selector finds.
+func (tb *Tab) Text(selector string) string {
 	tb.t.Helper()
 	var out string
-	tb.eval(fmt.Sprintf("document.querySelector(%q)?.innerText ?? ''", selector), &out)
+	tb.Eval(fmt.Sprintf("document.querySelector(%q)?.innerText ?? ''", selector), &out)
 	return out
 }
 
-// key presses a key.
-func (tb *tab) key(name string) {
+// Click chooses what a selector finds.
+func (tb *Tab) Click(selector string) {
+	tb.t.Helper()
+	tb.Until(fmt.Sprintf("document.querySelector(%q)", selector))
+	tb.Eval(fmt.Sprintf("document.querySelector(%q).dispatchEvent(new MouseEvent('click', {bubbles: true, cancelable: true, view: window}))", selector), nil)
+}
+
+// Shows waits until an element shows all texts.
+func (tb *Tab) Shows(selector string, texts ...string) {
+	tb.t.Helper()
+	for _, text := range texts {
+		tb.Until(fmt.Sprintf("document.querySelector(%q)?.innerText.includes(%q)", selector, text))
+	}
+}
+
+// Key presses a key.
+func (tb *Tab) Key(name string) {
 	tb.t.Helper()
 	code := map[string]int{"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "End": 35, "Home": 36}[name]
 	event := map[string]any{"type": "keyDown", "key": name, "code": name, "windowsVirtualKeyCode": code}
 	if name == "Enter" {
 		event["text"] = "\r"
 	}
-	tb.call("Input.dispatchKeyEvent", event, nil)
+	tb.Call("Input.dispatchKeyEvent", event, nil)
 	event["type"] = "keyUp"
-	tb.call("Input.dispatchKeyEvent", event, nil)
+	tb.Call("Input.dispatchKeyEvent", event, nil)
 }
 
-// picture saves a picture of what is in sight to out/page, for people to look at.
-func (tb *tab) picture(name string) {
+// Picture saves a picture of what is in sight to out/page, for people to look at.
+func (tb *Tab) Picture(name string) {
 	tb.t.Helper()
 	// Two frames: what was to be drawn is drawn.
-	tb.eval("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))", nil)
+	tb.Eval("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))", nil)
 	var shot struct{ Data string }
-	tb.call("Page.captureScreenshot", map[string]any{"format": "png"}, &shot)
+	tb.Call("Page.captureScreenshot", map[string]any{"format": "png"}, &shot)
 	png, err := base64.StdEncoding.DecodeString(shot.Data)
 	if err != nil {
 		tb.t.Fatal(err)
 	}
-	dir := filepath.Join("..", "..", "..", "out", "page")
+	dir := filepath.Join(root(tb.t), "out", "page")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		tb.t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644); err != nil {
 		tb.t.Fatal(err)
 	}
+}
+
+// root is the directory of the module.
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	for err == nil && dir != "/" {
+		if _, gone := os.Stat(filepath.Join(dir, "go.mod")); gone == nil {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+	t.Fatalf("no go.mod above the test: %v", err)
+	return ""
 }
