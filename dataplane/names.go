@@ -79,3 +79,9 @@ func ownerOf(name, alias string) (o owner, ok bool) {
 	}
 	return owner{}, false
 }
+
+// EndpointOf returns the endpoint and network of a port, from its name and alias; false for a device that is none of ours.
+func EndpointOf(name, alias string) (endpoint, network string, ok bool) {
+	o, ok := ownerOf(name, alias)
+	return o.endpoint, o.network, ok && o.endpoint != ""
+}

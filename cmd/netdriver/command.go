@@ -93,7 +93,7 @@ func (a app) root() *cobra.Command {
 		a.run(), a.inspect(), a.prove(), a.networks(), a.nodes(), a.cluster(), a.volume(), a.install(), a.uninstall(), a.door(), a.volumeChildVerb(),
 		a.volumeTunnelVerb(), a.version(),
 	)
-	root.AddCommand(a.check(), a.trace(), a.diff(), a.ipam(), a.bundle(), a.man(), a.eventsVerb())
+	root.AddCommand(a.check(), a.trace(), a.diff(), a.ipam(), a.bundle(), a.man(), a.eventsVerb(), a.captureVerb())
 	return root
 }
 

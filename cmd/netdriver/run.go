@@ -207,7 +207,7 @@ func assemble(
 	sources := diag.Sources{Store: s, Mirror: mirror, Plane: plane, LAN: hostPlane, Driver: d, Node: node,
 		Filter: at.filter.forDiag(), Unfiltered: at.filter.lack, Encryption: keeper,
 		Unheard: func() string { return *ring.unheard.Load() }}
-	asked := sight(&sources, cfg, truth, docker, log)
+	asked := sight(&sources, cfg, truth, docker, ring, log)
 	diagnosis := diag.New(sources)
 	doors := plugin.New(plugin.Config{
 		Methods: slices.Concat(plugin.Constants(network.LocalScope), d.Methods(), leases.Methods()),

@@ -14,9 +14,11 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/internal/capture"
 	"github.com/netdriver/netdriver/internal/cluster"
 	"github.com/netdriver/netdriver/internal/config"
 	"github.com/netdriver/netdriver/internal/control"
+	"github.com/netdriver/netdriver/internal/events"
 	"github.com/netdriver/netdriver/internal/peer"
 	"github.com/netdriver/netdriver/internal/plugin"
 	"github.com/netdriver/netdriver/store"
@@ -69,7 +71,7 @@ func siteOf(cfg config.Config, files peer.Files, certified bool) diag.Site {
 }
 
 // sight gives a diagnosis what it sees with, and returns the part that answers other nodes.
-func sight(s *diag.Sources, cfg config.Config, truth *truth, docker docker, log *slog.Logger) []part {
+func sight(s *diag.Sources, cfg config.Config, truth *truth, docker docker, ring chronicle, log *slog.Logger) []part {
 	files, certified := certificates(cfg, truth.state)
 	s.Site = siteOf(cfg, files, certified)
 	if docker != nil {
@@ -93,6 +95,12 @@ func sight(s *diag.Sources, cfg config.Config, truth *truth, docker docker, log 
 			}
 			return err == nil, err
 		},
+	}
+	if cfg.AnswerCaptures {
+		server.Captures = &capture.Node{RunDir: cfg.RunDir}
+	}
+	server.Captured = func(asker string, q capture.Question) {
+		ring.add(events.Event{Kind: events.Captured, Network: q.Network, Text: "node " + asker + " reads the frames of containers here (netdriver capture)"})
 	}
 	return []part{{"answers to other nodes", server.Run}}
 }

@@ -76,7 +76,7 @@ type Watch struct {
 func Watching(token Token, points []Point) (*Watch, error) {
 	w := &Watch{token: token, points: points, stop: make(chan struct{}), done: make(chan struct{})}
 	for _, p := range points {
-		fd, err := tap(p, filter(token))
+		fd, err := Tap(p, filter(token))
 		if err != nil {
 			w.closeAll()
 			return nil, err
@@ -87,8 +87,8 @@ func Watching(token Token, points []Point) (*Watch, error) {
 	return w, nil
 }
 
-// tap opens a packet socket that hears what a filter lets through at a point.
-func tap(p Point, filter []unix.SockFilter) (fd int, err error) {
+// Tap opens a packet socket that hears what a filter lets through at a point, and when (Stamp). It does not block.
+func Tap(p Point, filter []unix.SockFilter) (fd int, err error) {
 	err = nl.In(p.Space.fd, func() error {
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		return err
@@ -145,7 +145,7 @@ func (w *Watch) drain(i int) {
 		}
 		ll, _ := from.(*unix.SockaddrLinklayer)
 		if s, ok := w.read(frame[:n]); ok && ll != nil {
-			s.Place, s.Out, s.At = w.points[i].Place, ll.Pkttype == unix.PACKET_OUTGOING, stamp(control[:oob])
+			s.Place, s.Out, s.At = w.points[i].Place, ll.Pkttype == unix.PACKET_OUTGOING, Stamp(control[:oob])
 			w.mu.Lock()
 			w.seen = append(w.seen, s)
 			w.mu.Unlock()
@@ -172,8 +172,8 @@ func (w *Watch) read(f []byte) (Sighting, bool) {
 	return Sighting{}, false
 }
 
-// stamp finds the kernel's time of a frame.
-func stamp(control []byte) time.Time {
+// Stamp finds the kernel's time of a frame in what Recvmsg returned beside it.
+func Stamp(control []byte) time.Time {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
 		return time.Now()

@@ -58,6 +58,8 @@ type Config struct {
 	Parents map[string]string
 	// PeerPort is where nodes ask each other for traces; 0 means that they do not.
 	PeerPort uint16
+	// AnswerCaptures: other nodes may ask for the frames of this node's containers.
+	AnswerCaptures bool
 	// DockerHost is the URL of the Docker engine; empty means that it is not asked.
 	DockerHost string
 }

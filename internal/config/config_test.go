@@ -41,7 +41,7 @@ func TestOneHostNeedsNoSetting(t *testing.T) {
 	want := Config{
 		Node: host, Cluster: "default", DataDir: "/var/lib/netdriver", SocketDir: "/run/docker/plugins",
 		RunDir:   "/run/netdriver",
-		LogLevel: slog.LevelInfo, LogFormat: "text", VXLANPort: 4789, EncryptedPort: 4790, PeerPort: 4792, DockerHost: "unix:///var/run/docker.sock",
+		LogLevel: slog.LevelInfo, LogFormat: "text", VXLANPort: 4789, EncryptedPort: 4790, PeerPort: 4792, AnswerCaptures: true, DockerHost: "unix:///var/run/docker.sock",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
@@ -99,7 +99,7 @@ func TestEverySettingHasAFlagAVariableAndAKey(t *testing.T) {
 	}
 	values := map[string]string{
 		"underlay": "eth0", "node": "n1", "cluster": "lab", "vxlan-port": "4790", "encrypted-port": "4795", "esp-in-udp": "4500", "parents": "lan=eth1,dmz=192.0.2.0/24",
-		"peer-port":  "4798",
+		"peer-port": "4798", "answer-captures": "false",
 		"store":      "https://192.0.2.1:2379",
 		"store-ca":   pem,
 		"store-cert": pem, "store-key": pem, "data-dir": "/d", "socket-dir": "/s", "run-dir": "/r",
@@ -159,6 +159,7 @@ func TestABadValueIsRefusedWithItsNameItsOriginAndWhatIsAllowed(t *testing.T) {
 		{"ui", "127.0.0.1:0", "ADDRESS:PORT"},
 		{"ui-cert", "/nowhere/cert.pem", "readable"},
 		{"docker-host", "/var/run/docker.sock", "unix://"},
+		{"answer-captures", "perhaps", "true or false"},
 		{"log-level", "loud", "debug, info, warn or error"},
 		{"log-format", "xml", "text or json"},
 	} {

@@ -179,13 +179,24 @@ func localSettings() []setting {
 		},
 		{
 			name: "peer-port", fallback: "4792",
-			help:    "TCP port at which nodes of a cluster ask each other for traces, with mutual TLS; the same on all of them, 0 means never",
+			help:    "TCP port at which nodes of a cluster ask each other for traces and captures, with mutual TLS; the same on all of them, 0 means never",
 			allowed: "0..65535",
 			set: func(c *Config, v string) (err error) {
 				if c.PeerPort = 0; v != "0" {
 					c.PeerPort, err = port(v)
 				}
 				return err
+			},
+		},
+		{
+			name: "answer-captures", fallback: "true",
+			help:    "whether `netdriver capture` on other nodes gets the frames of this node's containers, at the port above",
+			allowed: "true or false",
+			set: func(c *Config, v string) error {
+				if c.AnswerCaptures = v == "true"; v != "true" && v != "false" {
+					return errNot
+				}
+				return nil
 			},
 		},
 		{

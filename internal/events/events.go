@@ -24,6 +24,8 @@ const (
 	Repaired = "repaired"
 	// Refused: a call of Docker's was answered with an error.
 	Refused = "refused"
+	// Captured: another node asked for the frames of a network's containers here.
+	Captured = "captured"
 	// Notice is about netdriver itself.
 	Notice = "notice"
 )

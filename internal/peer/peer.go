@@ -1,8 +1,8 @@
-// Package peer lets daemons ask each other what they see of a path, over mutual TLS with the certificates that the store
-// is used with. A node answers questions for diagnosis and changes nothing.
+// Package peer lets daemons ask each other what they see of a path, and for the frames of a network, over mutual TLS with
+// the certificates that the store is used with. A node answers questions for diagnosis and changes nothing.
 //
-// On a connection both sides write JSON, one value after the other: the asker a request; the node "ready" when it looks;
-// the asker "go" when all nodes are; the node its answer.
+// On a connection both sides write JSON, one value after the other. For a testimony: the asker a request; the node "ready"
+// when it looks; the asker "go" when all nodes are; the node its answer. For a capture: see capture.go.
 package peer
 
 import (
@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/internal/capture"
 	"github.com/netdriver/netdriver/store"
 )
 
@@ -31,8 +32,9 @@ const (
 	exchangeTimeout = 15 * time.Second
 	// maxMessage is the size in bytes from which a request is refused.
 	maxMessage = 1 << 20
-	// atOnce is how many questions a node answers side by side.
-	atOnce = 8
+	// atOnce is how many questions a node answers side by side, captures how many of them may be captures, which last.
+	atOnce   = 8
+	captures = 2
 )
 
 // Files are the PEM files of a node: the authority's certificate, and its own with its key.
@@ -40,7 +42,8 @@ type Files struct{ CA, Cert, Key string }
 
 // request is what an asker sends first.
 type request struct {
-	Testify *diag.Question `json:"testify,omitempty"`
+	Testify *diag.Question    `json:"testify,omitempty"`
+	Capture *capture.Question `json:"capture,omitempty"`
 }
 
 // message is what else goes to and fro.
@@ -49,6 +52,10 @@ type message struct {
 	Go        bool            `json:"go,omitempty"`
 	Testimony *diag.Testimony `json:"testimony,omitempty"`
 	Error     string          `json:"error,omitempty"`
+	// Of a capture.
+	Clock *time.Time     `json:"clock,omitempty"`
+	Batch *capture.Batch `json:"batch,omitempty"`
+	Stop  bool           `json:"stop,omitempty"`
 }
 
 // Server answers other nodes.
@@ -56,6 +63,9 @@ type Server struct {
 	Address netip.AddrPort
 	Files   Files
 	Witness diag.Witness
+	// Captures gives the frames of this node's ports to others, Captured is told of it. Without Captures they get none.
+	Captures *capture.Node
+	Captured func(asker string, q capture.Question)
 	// Refused says whether a certificate with that serial number, in hexadecimal, was taken back.
 	Refused func(ctx context.Context, serial string) (bool, error)
 	Log     *slog.Logger
@@ -113,6 +123,7 @@ func (s Server) serve(ctx context.Context) error {
 	var g errgroup.Group
 	g.SetLimit(atOnce)
 	defer func() { _ = g.Wait() }()
+	places := make(chan struct{}, captures)
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -120,7 +131,7 @@ func (s Server) serve(ctx context.Context) error {
 			return err
 		}
 		g.Go(func() error {
-			if err := s.answer(ctx, tls.Server(conn, config)); err != nil {
+			if err := s.answer(ctx, tls.Server(conn, config), places); err != nil {
 				s.Log.Debug("a question of another node was not answered", "peer", conn.RemoteAddr().String(), "error", err)
 			}
 			return nil
@@ -128,9 +139,9 @@ func (s Server) serve(ctx context.Context) error {
 	}
 }
 
-func (s Server) answer(ctx context.Context, conn *tls.Conn) error {
+func (s Server) answer(running context.Context, conn *tls.Conn, places chan struct{}) error {
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
+	ctx, cancel := context.WithTimeout(running, exchangeTimeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
@@ -145,6 +156,18 @@ func (s Server) answer(ctx context.Context, conn *tls.Conn) error {
 	var q request
 	if err := in.Decode(&q); err != nil {
 		return err
+	}
+	if q.Capture != nil {
+		if !stop() {
+			return ctx.Err()
+		}
+		select {
+		case places <- struct{}{}:
+			defer func() { <-places }()
+		default:
+			return out.Encode(message{Error: fmt.Sprintf("it is capturing for %d others already: wait until one has ended", captures)})
+		}
+		return s.capture(running, conn, in, *q.Capture)
 	}
 	if q.Testify == nil {
 		return out.Encode(message{Error: "unknown question: this daemon is of another version"})
@@ -170,19 +193,28 @@ type Client struct {
 
 var _ diag.Peers = Client{}
 
+// dial reaches a node's daemon.
+func (c Client) dial(ctx context.Context, node store.Node) (net.Conn, error) {
+	config, err := c.Files.config()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	at := netip.AddrPortFrom(node.VTEP, c.Port).String()
+	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", at)
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon of %s at %s: %w", node.Name, at, err)
+	}
+	return conn, nil
+}
+
 // Testify implements diag.Peers.
 func (c Client) Testify(ctx context.Context, node store.Node, q diag.Question, ready func() error) (diag.Testimony, error) {
 	var t diag.Testimony
-	config, err := c.Files.config()
+	conn, err := c.dial(ctx, node)
 	if err != nil {
 		return t, err
-	}
-	dial, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	at := netip.AddrPortFrom(node.VTEP, c.Port).String()
-	conn, err := (&tls.Dialer{Config: config}).DialContext(dial, "tcp", at)
-	if err != nil {
-		return t, fmt.Errorf("ask the daemon of %s at %s: %w", node.Name, at, err)
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })

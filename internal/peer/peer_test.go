@@ -32,6 +32,12 @@ func certificate(t *testing.T) Files {
 // serve runs a node's server until the test ends.
 func serve(t *testing.T, files Files, refused bool) Client {
 	t.Helper()
+	return serveWith(t, files, Server{Refused: func(context.Context, string) (bool, error) { return refused, nil }})
+}
+
+// serveWith is serve for a server with parts of its own.
+func serveWith(t *testing.T, files Files, s Server) Client {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -40,10 +46,7 @@ func serve(t *testing.T, files Files, refused bool) Client {
 	l.Close()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	s := Server{
-		Address: at, Files: files, Witness: diag.Witness{Node: "n2", RunDir: t.TempDir()}, Log: slog.New(slog.DiscardHandler),
-		Refused: func(context.Context, string) (bool, error) { return refused, nil },
-	}
+	s.Address, s.Files, s.Witness, s.Log = at, files, diag.Witness{Node: "n2", RunDir: t.TempDir()}, slog.New(slog.DiscardHandler)
 	go func() { defer close(done); _ = s.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {

@@ -28,7 +28,7 @@ func commands(t *testing.T, file string) []string {
 		}
 		for _, line := range strings.Split(block, "\n") {
 			line, _, _ = strings.Cut(line, "  #")
-			if word, _, _ := strings.Cut(line, " "); word == "docker" || word == "netdriver" || word == "make" || word == "nsenter" {
+			if word, _, _ := strings.Cut(line, " "); word == "docker" || word == "netdriver" || word == "make" || word == "nsenter" || word == "tshark" {
 				out = append(out, strings.TrimSpace(line))
 			}
 		}
@@ -98,7 +98,7 @@ func TestEveryCommandInTheDocumentsWorks(t *testing.T) {
 	for _, file := range []string{
 		"README.md", "docs/networks.md", "docs/operations.md", "docs/inspect.md", "docs/isolation.md", "docs/volumes.md", "docs/volumes-nfs.md",
 		"docs/volumes-efs.md", "docs/volumes-glusterfs.md", "docs/volumes-cephfs.md", "docs/volumes-local.md", "docs/troubleshooting.md",
-		"CONTRIBUTING.md",
+		"docs/capture.md", "CONTRIBUTING.md",
 	} {
 		lines := commands(t, file)
 		if strings.Contains(strings.Join(lines, "\n"), "docker network create") {
