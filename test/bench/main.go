@@ -38,11 +38,13 @@ func tables() map[string][]benchmark {
 func benchmarks() []benchmark {
 	return []benchmark{
 		{"datapath", dataPath},
+		{"guard", guarding},
 		{"program", programming},
 		{"services", servicesProgrammed},
 		{"balance", balancing},
 		{"ipvs", againstIPVS},
 		{"attach", attaching},
+		{"bridge", attachingToBridges},
 		{"propagate", propagating},
 		{"memory", memory},
 		{"replicas", replicating},
