@@ -274,7 +274,7 @@ func (l *Linux) placePort(op Op) error {
 		if err != nil {
 			return fmt.Errorf("find the interface in the container: %w", err)
 		}
-		if err := furnish(h, inside, op); err != nil {
+		if err := furnish(ns, h, inside, op); err != nil {
 			return errors.Join(err, h.LinkDel(inside))
 		}
 		return nil
@@ -283,7 +283,7 @@ func (l *Linux) placePort(op Op) error {
 }
 
 // furnish gives an interface in a container its name, addresses and routes.
-func furnish(h *netlink.Handle, link netlink.Link, op Op) error {
+func furnish(ns netns.NsHandle, h *netlink.Handle, link netlink.Link, op Op) error {
 	if err := h.LinkSetAlias(link, portAlias(op.Endpoint, op.Network)); err != nil {
 		return err
 	}
@@ -294,6 +294,9 @@ func furnish(h *netlink.Handle, link netlink.Link, op Op) error {
 		}
 		if err := h.LinkSetName(link, name); err != nil {
 			return fmt.Errorf("name it %s: %w", name, err)
+		}
+		if err := enableIPv6(ns, name, op); err != nil {
+			return fmt.Errorf("switch IPv6 on: %w", err)
 		}
 		break
 	}
@@ -321,6 +324,15 @@ func furnish(h *netlink.Handle, link netlink.Link, op Op) error {
 		}
 	}
 	return nil
+}
+
+// enableIPv6 switches IPv6 on where an address of it is wanted: Docker switches it off in the whole sandbox, and on for each
+// interface that has one (moby libnetwork/osl, setIPv6).
+func enableIPv6(ns netns.NsHandle, name string, op Op) error {
+	if !strings.Contains(op.Addresses, ":") {
+		return nil
+	}
+	return within(ns, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("0"), 0) })
 }
 
 func noDAD(p netip.Prefix) int {

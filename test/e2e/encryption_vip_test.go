@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
@@ -34,6 +36,7 @@ func TestVirtualEncryptedService(t *testing.T) {
 		says(t, run(t, n, strings.Fields(line)...), network, "HEALTHY")
 	}
 	says(t, run(t, n, "netdriver", "prove", network), "20 of 20 left as ESP, 0 in clear")
+	judgedInESP(t, s, e)
 	if _, err := s.Nodes[0].Exec(t.Context(), "sh", "-c", "modprobe esp4 && modprobe esp6"); err == nil {
 		t.Log("this machine's kernel has ESP: the manager may take part")
 		return
@@ -41,5 +44,28 @@ func TestVirtualEncryptedService(t *testing.T) {
 	says(t, refused(t, s.Nodes[0], "run", "--rm", "--network", network, lab.Image, "true"), "cannot encrypt", network, "n1")
 	if out := docker(t, n, "network", "inspect", "--format", "{{.Options}}", network); !strings.Contains(out, "encrypted:true") || !strings.Contains(out, "rekey:1h0m0s") {
 		t.Errorf("Docker's options of the network: %s", out)
+	}
+}
+
+// judgedInESP: the rules between groups hold in an encrypted network, too, on another node and by a virtual address.
+func judgedInESP(t *testing.T, s *swarm, e *encrypted) {
+	t.Helper()
+	network := s.network("tiers", "10.132.60.0/24", "--opt", "encrypted", "--opt", "allow=web>db:80/tcp")
+	docker(t, s.Nodes[0], "service", "create", "--detach", "--no-resolve-image", "--name", "db", "--network", "name="+network+",driver-opt=group=db",
+		"--replicas", "2", "--constraint", "node.hostname!=n1", "--replicas-max-per-node", "1", lab.Image,
+		"sh", "-c", "hostname >/www/index.html; httpd -f -p 8080 -h /www & exec httpd -f -h /www")
+	s.running(s.Nodes[0], "db", 2)
+	n := e.nodes[0]
+	web, other := grouped(t, n, network, "web", "group=web"), grouped(t, n, network, "other")
+	s.within(60*time.Second, func() error {
+		if !reaches(t, n, web, "db", 80) || !reaches(t, n, web, "tasks.db", 80) {
+			return errors.New("web does not reach db")
+		}
+		return nil
+	})
+	for range 3 { // both tasks
+		if reaches(t, n, web, "db", 8080) || reaches(t, n, other, "db", 80) || reaches(t, n, other, "tasks.db", 80) {
+			t.Error("what no rule allows gets through in an encrypted network")
+		}
 	}
 }

@@ -93,6 +93,47 @@ func TestAnAddressThatSomebodyInTheLANHasIsNotGivenOut(t *testing.T) {
 	docker(t, n, "run", "--detach", "--name", rival, "--network", network, "--ip", "10.99.0.70", lab.Image, "sleep", "1000")
 }
 
+// In a LAN with IPv6 containers have an address of either family, are asked for by neighbour discovery, and keep out of what
+// somebody else has; a removed interface comes back with both.
+func TestMacvlanContainersHaveIPv6AddressesOfTheLAN(t *testing.T) {
+	c := hosts(t)
+	nodes := c.Nodes[:2]
+	const outside, taken = "2001:db8:99::fe", "2001:db8:99::40"
+	for _, a := range []string{outside, taken} {
+		run(t, c.Outside, "ip", "-6", "address", "add", a+"/64", "dev", "br0", "nodad")
+		defer c.Outside.Exec(t.Context(), "ip", "-6", "address", "del", a+"/64", "dev", "br0")
+	}
+	network := inLAN(t, nodes, "--ipv6", "--subnet", "2001:db8:99::/64", "--gateway", outside)
+	rival := network + "-rival"
+	atEnd(t, nodes[0], "rm", "--force", rival)
+	says(t, refused(t, nodes[0], "run", "--name", rival, "--network", network, "--ip6", taken, lab.Image, "true"), taken, "outside the cluster")
+	docker(t, nodes[0], "rm", "--force", rival)
+	a, b := serve(t, nodes[0], network), serve(t, nodes[1], network)
+	at := map[string]string{}
+	for name, n := range map[string]*lab.Node{a: nodes[0], b: nodes[1]} {
+		at[name] = address(t, n, network, name, "GlobalIPv6Address")
+		says(t, docker(t, n, "exec", name, "ip", "-6", "route", "show", "default"), "via "+outside+" dev eth0")
+	}
+	if at[a] == at[b] {
+		t.Errorf("both have %s", at[a])
+	}
+	if got := fetch(t, nodes[0], a, at[b]); got != nodes[1].Name {
+		t.Errorf("from one host's container to the other's: %q", got)
+	}
+	for _, to := range []string{at[b], address(t, nodes[1], network, b, "IPAddress"), outside} {
+		if err := ping(t, nodes[0], a, to); err != nil {
+			t.Error(err)
+		}
+	}
+	if out, err := inside(t, nodes[0], a, "ip", "link", "del", "eth0"); err != nil {
+		t.Fatal(out)
+	}
+	eventually(t, 5*time.Second, func() error {
+		_, err := c.Outside.Exec(t.Context(), "busybox", "ping", "-6", "-c", "1", "-W", "1", at[a])
+		return err
+	})
+}
+
 // inspected waits until a network is well and inspect says all the words.
 func inspected(t *testing.T, n *lab.Node, network string, words ...string) {
 	t.Helper()
