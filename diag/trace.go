@@ -79,6 +79,8 @@ type Hop struct {
 type Peers interface {
 	// Testify puts a question to a node; ready is called when that looks. A node that cannot be asked is an error.
 	Testify(ctx context.Context, node store.Node, q Question, ready func() error) (Testimony, error)
+	// Traffic asks a node for its counters.
+	Traffic(ctx context.Context, node store.Node) (Traffic, error)
 }
 
 // errNoPeers is why other nodes cannot be asked where no channel was made.

@@ -3,6 +3,7 @@ package diag
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -10,6 +11,9 @@ import (
 	"github.com/netdriver/netdriver/diag/host"
 	"github.com/netdriver/netdriver/store"
 )
+
+// ErrNoNode is wrapped by the error about a node that the cluster does not have.
+var ErrNoNode = errors.New("no such node")
 
 // TrafficSchema names the version of the counters' JSON.
 const TrafficSchema = "netdriver.traffic/v1"
@@ -48,8 +52,12 @@ type Flow struct {
 // reversed is the flow as the other end of the device counts it.
 func (f Flow) reversed() Flow { return Flow{f.Received, f.ReceivedBytes, f.Sent, f.SentBytes} }
 
-// Traffic reads the counters, from the kernel and this node's copy of the records only.
-func (d *Diagnosis) Traffic(context.Context) (Traffic, error) {
+// Traffic reads a node's counters, this one's if node is empty: from the kernel and this node's copy of the records only.
+// Another one's daemon is asked. The error wraps ErrNoNode for one that the cluster does not have.
+func (d *Diagnosis) Traffic(ctx context.Context, node string) (Traffic, error) {
+	if node != "" && node != d.src.Node.Name {
+		return d.trafficOf(ctx, node)
+	}
 	t := Traffic{Schema: TrafficSchema, Node: d.src.Node.Name, Networks: []NetworkTraffic{}}
 	if !dataplane.Exists(d.src.Site.RunDir) {
 		return t, errors.New("netdriver's network namespace is not there: start the daemon: `netdriver run`")
@@ -66,6 +74,20 @@ func (d *Diagnosis) Traffic(context.Context) (Traffic, error) {
 	t.Data = Data{SourceKernel, d.src.Now()}
 	d.src.Mirror.Read(func(r *store.Records) { t.Networks = traffic(r, t.Node, links) })
 	return t, nil
+}
+
+// trafficOf asks another node.
+func (d *Diagnosis) trafficOf(ctx context.Context, name string) (Traffic, error) {
+	var node store.Node
+	var known bool
+	d.src.Mirror.Read(func(r *store.Records) { node, known = r.Nodes[name] })
+	switch {
+	case !known:
+		return Traffic{}, fmt.Errorf("%w %q: see `netdriver nodes`", ErrNoNode, name)
+	case d.src.Peers == nil:
+		return Traffic{}, errNoPeers
+	}
+	return d.src.Peers.Traffic(ctx, node)
 }
 
 // traffic finds the devices of a node's networks among links.

@@ -1,6 +1,8 @@
 package diag
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -36,10 +38,31 @@ func TestTrafficIsTheContainersAndOnlyThisNodes(t *testing.T) {
 	}
 }
 
+// oneNode answers for node2.
+type oneNode struct{ Peers }
+
+func (oneNode) Traffic(_ context.Context, n store.Node) (Traffic, error) {
+	return Traffic{Node: n.Name}, nil
+}
+
+func TestAnotherNodeIsAskedForItsTraffic(t *testing.T) {
+	c := newCluster(t)
+	if _, err := c.d.Traffic(t.Context(), "node2"); !errors.Is(err, errNoPeers) {
+		t.Errorf("error %v where nobody can be asked", err)
+	}
+	c.d.src.Peers = oneNode{}
+	if got, err := c.d.Traffic(t.Context(), "node2"); err != nil || got.Node != "node2" {
+		t.Errorf("traffic %+v, error %v", got, err)
+	}
+	if _, err := c.d.Traffic(t.Context(), "node9"); !errors.Is(err, ErrNoNode) {
+		t.Errorf("error %v about a node that is not there", err)
+	}
+}
+
 func TestWithoutANamespaceThereIsNoTrafficAndItIsSaid(t *testing.T) {
 	c := newCluster(t)
 	c.d.src.Site.RunDir = t.TempDir()
-	if _, err := c.d.Traffic(t.Context()); err == nil || !strings.Contains(err.Error(), "netdriver run") {
+	if _, err := c.d.Traffic(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "netdriver run") {
 		t.Errorf("error %v, want the remedy", err)
 	}
 }

@@ -58,7 +58,7 @@ func (reports) Diff(_ context.Context, network string) (diag.DiffReport, error) 
 	}}, nil
 }
 
-func (r reports) Traffic(context.Context) (diag.Traffic, error) { return diag.Traffic{}, nil }
+func (r reports) Traffic(context.Context, string) (diag.Traffic, error) { return diag.Traffic{}, nil }
 
 func (reports) Health(context.Context) diag.Health { return diag.Health{} }
 

@@ -85,6 +85,7 @@ func sight(s *diag.Sources, cfg config.Config, truth *truth, docker docker, ring
 	server := peer.Server{
 		Address: netip.AddrPortFrom(s.Node.VTEP, cfg.PeerPort), Files: files, Log: log,
 		Witness: diag.Witness{Node: s.Node.Name, RunDir: cfg.RunDir},
+		Traffic: func(ctx context.Context) (diag.Traffic, error) { return diag.New(*s).Traffic(ctx, "") },
 		Refused: func(ctx context.Context, serial string) (bool, error) {
 			const patience = 500 * time.Millisecond // traces are wanted most when the store is away
 			ctx, cancel := context.WithTimeout(ctx, patience)

@@ -7,7 +7,7 @@
 //	GET /v1/check            diag.CheckReport; peer=NODE probes only that one
 //	GET /v1/trace            diag.Trace; from=, to= and network= say of what
 //	GET /v1/diff             diag.DiffReport; network=NAME for one
-//	GET /v1/traffic          diag.Traffic
+//	GET /v1/traffic          diag.Traffic; node=NODE asks that one
 //	POST /v1/repair/NAME     makes a network as wanted
 //	POST /v1/ipam/check      lists, and may free, leaked addresses
 //	POST /v1/cluster/VERB    what package cluster does

@@ -77,7 +77,7 @@ func (reporter) Diff(_ context.Context, network string) (diag.DiffReport, error)
 	}}, nil
 }
 
-func (reporter) Traffic(context.Context) (diag.Traffic, error) {
+func (reporter) Traffic(context.Context, string) (diag.Traffic, error) {
 	return diag.Traffic{Schema: diag.TrafficSchema, Node: "node1"}, nil
 }
 

@@ -35,7 +35,7 @@ type Reporter interface {
 	Check(ctx context.Context, peer string) (diag.CheckReport, error)
 	Trace(ctx context.Context, a diag.Ask) (diag.Trace, error)
 	Diff(ctx context.Context, network string) (diag.DiffReport, error)
-	Traffic(ctx context.Context) (diag.Traffic, error)
+	Traffic(ctx context.Context, node string) (diag.Traffic, error)
 }
 
 // Server answers on the local socket.
@@ -68,7 +68,9 @@ func NewServer(r Reporter, log *slog.Logger) *Server {
 	handle(s, "/v1/diff", func(ctx context.Context, req *http.Request) (diag.DiffReport, error) {
 		return r.Diff(ctx, req.FormValue("network"))
 	})
-	handle(s, "/v1/traffic", func(ctx context.Context, _ *http.Request) (diag.Traffic, error) { return r.Traffic(ctx) })
+	handle(s, "/v1/traffic", func(ctx context.Context, req *http.Request) (diag.Traffic, error) {
+		return r.Traffic(ctx, req.FormValue("node"))
+	})
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
 		s.write(
 			w,
@@ -99,7 +101,7 @@ func handle[R any](s *Server, path string, report func(context.Context, *http.Re
 
 func status(err error) int {
 	switch {
-	case errors.Is(err, diag.ErrNoNetwork), errors.Is(err, diag.ErrNoSource):
+	case errors.Is(err, diag.ErrNoNetwork), errors.Is(err, diag.ErrNoSource), errors.Is(err, diag.ErrNoNode):
 		return http.StatusNotFound
 	case errors.Is(err, store.ErrUnavailable):
 		return http.StatusServiceUnavailable

@@ -95,11 +95,12 @@ func sameOrigin(next http.Handler) http.Handler {
 	})
 }
 
-// question is what a report depends on: the path, and of the query what checks look at.
+// question is what a report depends on: the path, and of the query the node that it is about.
 func question(r *http.Request) string {
 	q := r.URL.EscapedPath()
-	if peer := r.URL.Query().Get("peer"); peer != "" && r.URL.Path == "/v1/check" {
-		q += "?" + url.Values{"peer": {peer}}.Encode()
+	key := map[string]string{"/v1/check": "peer", "/v1/traffic": "node"}[r.URL.Path]
+	if node := r.URL.Query().Get(key); node != "" {
+		q += "?" + url.Values{key: {node}}.Encode()
 	}
 	return q
 }

@@ -90,7 +90,7 @@ func TestThePageItsFilesAndTheReportsAreServed(t *testing.T) {
 		"/v1/networks/none":     {404, "asked", "application/json"},
 		"/v1/check?peer=n2&x=1": {200, `{"asked":"/v1/check?peer=n2"}`, "application/json"},
 		"/v1/nodes?peer=n2":     {200, `{"asked":"/v1/nodes"}`, "application/json"},
-		"/v1/traffic":           {200, "asked", "application/json"},
+		"/v1/traffic?node=n2":   {200, `{"asked":"/v1/traffic?node=n2"}`, "application/json"},
 		"/v1/health":            {200, "asked", "application/json"},
 		"/v1/trace?from=a":      {404, "", "text/plain"}, // it sends packets for whoever asks
 		"/v1/diff":              {404, "", "text/plain"},

@@ -44,6 +44,7 @@ type Files struct{ CA, Cert, Key string }
 type request struct {
 	Testify *diag.Question    `json:"testify,omitempty"`
 	Capture *capture.Question `json:"capture,omitempty"`
+	Traffic bool              `json:"traffic,omitempty"`
 }
 
 // message is what else goes to and fro.
@@ -52,6 +53,7 @@ type message struct {
 	Go        bool            `json:"go,omitempty"`
 	Testimony *diag.Testimony `json:"testimony,omitempty"`
 	Error     string          `json:"error,omitempty"`
+	Traffic   *diag.Traffic   `json:"traffic,omitempty"`
 	// Of a capture.
 	Clock *time.Time     `json:"clock,omitempty"`
 	Batch *capture.Batch `json:"batch,omitempty"`
@@ -63,6 +65,8 @@ type Server struct {
 	Address netip.AddrPort
 	Files   Files
 	Witness diag.Witness
+	// Traffic reads this node's counters.
+	Traffic func(ctx context.Context) (diag.Traffic, error)
 	// Captures gives the frames of this node's ports to others, Captured is told of it. Without Captures they get none.
 	Captures *capture.Node
 	Captured func(asker string, q capture.Question)
@@ -169,6 +173,13 @@ func (s Server) answer(running context.Context, conn *tls.Conn, places chan stru
 		}
 		return s.capture(running, conn, in, *q.Capture)
 	}
+	if q.Traffic && s.Traffic != nil {
+		t, err := s.Traffic(ctx)
+		if err != nil {
+			return errors.Join(err, out.Encode(message{Error: err.Error()}))
+		}
+		return out.Encode(message{Traffic: &t})
+	}
 	if q.Testify == nil {
 		return out.Encode(message{Error: "unknown question: this daemon is of another version"})
 	}
@@ -242,4 +253,26 @@ func (c Client) Testify(ctx context.Context, node store.Node, q diag.Question, r
 			}
 		}
 	}
+}
+
+// Traffic implements diag.Peers.
+func (c Client) Traffic(ctx context.Context, node store.Node) (diag.Traffic, error) {
+	conn, err := c.dial(ctx, node)
+	if err != nil {
+		return diag.Traffic{}, err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if err := json.NewEncoder(conn).Encode(request{Traffic: true}); err != nil {
+		return diag.Traffic{}, err
+	}
+	var m message
+	switch err := json.NewDecoder(conn).Decode(&m); {
+	case err != nil:
+		return diag.Traffic{}, fmt.Errorf("the daemon of %s did not answer: %w", node.Name, err)
+	case m.Traffic == nil:
+		return diag.Traffic{}, fmt.Errorf("the daemon of %s: %s", node.Name, m.Error)
+	}
+	return *m.Traffic, nil
 }

@@ -115,3 +115,35 @@ func TestWhoGivesUpIsNotWaitedFor(t *testing.T) {
 		t.Errorf("the next question: %v", err)
 	}
 }
+
+func TestANodeTellsItsCountersToOthersOfTheCluster(t *testing.T) {
+	files := certificate(t)
+	want := diag.Traffic{Node: "n2", Networks: []diag.NetworkTraffic{{Network: "web", Peers: diag.Flow{Sent: 1, SentBytes: 2, Received: 3, ReceivedBytes: 4}}}}
+	failed := false
+	c := serveWith(t, files, Server{
+		Refused: func(context.Context, string) (bool, error) { return false, nil },
+		Traffic: func(context.Context) (diag.Traffic, error) {
+			if failed {
+				return diag.Traffic{}, errors.New("no namespace")
+			}
+			return want, nil
+		},
+	})
+	node := store.Node{Name: "n2", VTEP: here}
+	got, err := c.Traffic(t.Context(), node)
+	if err != nil || len(got.Networks) != 1 || got.Networks[0].Peers != want.Networks[0].Peers {
+		t.Errorf("traffic %+v, error %v", got, err)
+	}
+	failed = true
+	if _, err := c.Traffic(t.Context(), node); err == nil || !strings.Contains(err.Error(), "no namespace") {
+		t.Errorf("error %v, want the node's", err)
+	}
+	stranger := certificate(t)
+	stranger.CA = files.CA
+	if _, err := (Client{stranger, c.Port}).Traffic(t.Context(), node); err == nil {
+		t.Error("a stranger was answered")
+	}
+	if _, err := serve(t, files, false).Traffic(t.Context(), node); err == nil || !strings.Contains(err.Error(), "another version") {
+		t.Errorf("a node that does not know the question: error %v", err)
+	}
+}

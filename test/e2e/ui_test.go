@@ -99,6 +99,12 @@ func TestThePageOfANodeShowsRealContainersAndWhatIsWrong(t *testing.T) {
 	}
 	tab.Until(`[...document.querySelectorAll('#details [role=cell]')].some((c) => /bit\/s/.test(c.textContent))`)
 
+	tab.Click(fmt.Sprintf(`#details a[data-key="node/%s"]`, other.Name)) // its daemon tells its rates
+	tab.Shows("#details", other.Name, "Networks (1)", "peak")
+	tab.Until(`[...document.querySelectorAll('#details [role=cell]')].some((c) => /bit\/s/.test(c.textContent))`)
+	tab.Click(fmt.Sprintf(`#details a[data-key="%s"]`, network))
+	tab.Shows("#details", "Endpoints (1 of 2)")
+
 	if err := other.KillDaemon(); err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +122,7 @@ func TestThePageOfANodeShowsRealContainersAndWhatIsWrong(t *testing.T) {
 	says(t, said, "DEGRADED", other.Name+" is not connected to the store")
 	tab.Click(fmt.Sprintf(`#details a[data-key="node/%s"]`, other.Name))
 	tab.Click(`#details button[data-key="check"]`)
-	tab.Shows("#details", "things looked at")
+	tab.Shows("#details", "things looked at", "No rates", "ask the daemon of "+other.Name)
 	if err := other.StartDaemon(t.Context(), c.daemonConfig(other)); err != nil {
 		t.Fatal(err)
 	}

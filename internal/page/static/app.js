@@ -13,7 +13,7 @@ const model = {
   read: 0, lost: '',
 };
 const view = { kind: '', name: '', filter: '', words: '', problems: false, paused: false };
-let opened = null; // the report of the network that is open
+let opened = null; // what is known of the network or node that is open
 
 const feed = new Worker('feed.js', { type: 'module' });
 const details = new Details($('details'), (peer) => { feed.postMessage({ kind: 'check', peer }); later(); });
@@ -165,7 +165,7 @@ function renderDetails(nodes, networks, self) {
     const answer = opened?.name === view.name ? opened : null;
     details.network(model.networks.get(view.name), answer, { name: view.name, filter: view.filter, rates: model.rates.endpoints, history: model.history.get(view.name) });
   } else if (view.kind === 'node') {
-    details.node(nodes.find((n) => n.name === view.name), networks, { name: view.name, self });
+    details.node(nodes.find((n) => n.name === view.name), networks, { name: view.name, self, flows: opened?.name === view.name ? opened : null });
   } else details.overview({ networks, nodes, self, read: model.read > 0 });
 }
 
@@ -175,7 +175,11 @@ const told = {
   cluster(data) {
     model.names = data.names;
     for (const n of data.changed) model.networks.set(n.name, n);
-    for (const name of model.networks.keys()) if (!data.names.includes(name)) model.networks.delete(name);
+    for (const name of model.networks.keys()) {
+      if (data.names.includes(name)) continue;
+      model.networks.delete(name);
+      model.history.delete(name);
+    }
     model.nodes = data.nodes ?? model.nodes;
     model.health = data.health ?? model.health;
     model.source = data.source;
@@ -188,6 +192,13 @@ const told = {
     age();
   },
   network(data) { if (data.name === view.name) opened = { ...opened, name: data.name, error: undefined, ...data }; },
+  node(data) {
+    if (data.name !== view.name) return;
+    const history = opened?.history ?? [];
+    const all = Object.values(data.rates ?? {});
+    const sum = { sent: all.reduce((s, r) => s + r.sent, 0), received: all.reduce((s, r) => s + r.received, 0) };
+    opened = { ...data, history: all.length ? [...history, sum].slice(-KEEP) : history };
+  },
   check(data) { details.answered(data); },
   lost(data) { model.lost = data.error; age(); },
 };
@@ -226,7 +237,7 @@ function follow() {
   if (before.filter !== view.filter && before.name === view.name) details.begin(''); // the same network, with another filter
   if (before.kind !== view.kind || before.name !== view.name) {
     opened = null;
-    feed.postMessage({ kind: 'watch', network: view.kind === 'network' ? view.name : null });
+    feed.postMessage({ kind: 'watch', open: view.kind ? { kind: view.kind, name: view.name } : null });
   }
   render();
 }
@@ -236,6 +247,14 @@ addEventListener('hashchange', () => {
   if (view.kind) focusDetails();
   else if (details.place.contains(document.activeElement) || document.activeElement === document.body) topology.find(from)?.focus({ preventScroll: true });
 });
+
+// A link to a place in the page is no other address: what is open stays.
+for (const skip of document.querySelectorAll('.skip')) {
+  skip.addEventListener('click', (event) => {
+    event.preventDefault();
+    $(skip.hash.slice(1)).focus();
+  });
+}
 
 $('filter').addEventListener('input', (event) => { view.words = folded(event.target.value.trim()); later(); });
 $('problems').addEventListener('change', (event) => { view.problems = event.target.checked; later(); });

@@ -251,7 +251,7 @@ export class Details {
 
   /** One node. */
   node(node, networks, context) {
-    this.begin(`node ${context.name}`, ['heading', 'reasons', 'facts', 'check', 'networks']);
+    this.begin(`node ${context.name}`, ['heading', 'reasons', 'spark', 'facts', 'check', 'networks']);
     if (!node) {
       this.section('heading', [], () => this.heading('unknown', context.name, 'The cluster has no node of this name.'));
       return;
@@ -265,6 +265,10 @@ export class Details {
       wrong.push({ verdict: 'failed', cause: problem, place: `${node.name}, network ${network}`, networks: [network], remedy: `on ${node.name}: netdriver check` });
     }
     this.section('reasons', wrong, () => (wrong.length ? findings(wrong) : el('p', { class: 'well' }, icon(verdictOf(node.state)), 'No network tells of a problem here.')));
+    const flows = context.flows;
+    if (flows?.history?.length > 1) this.section('spark', flows.history, () => spark(flows.history));
+    else if (flows?.error) this.section('spark', flows.error, () => el('p', { class: 'small' }, 'No rates: ', prose(flows.error)));
+    this.rates = flows?.rates ?? {};
     this.section('facts', [node.version, node.docker, node.underlayMTU, node.started, node.unbalanced, node.state], () => el('section', { class: 'part' }, facts([
       ['version', node.version], ['Docker', node.docker], ['underlay', node.underlayMTU ? `MTU ${node.underlayMTU}` : null],
       ['daemon', node.started ? `started ${ago(node.started)}` : null], ['virtual addresses', node.unbalanced ? `not balanced: ${node.unbalanced}` : null],
@@ -273,9 +277,11 @@ export class Details {
     this.table('networks', 'Networks', {
       noun: 'network', key: (n) => n.name, rows: 14, columns: [
         { title: 'network', least: 6, grow: 1.5, cell: (n) => el('a', { href: `${route('network', n.name)}/${encodeURIComponent(node.name)}`, 'data-key': n.name }, n.name), order: (n) => n.name },
-        { title: 'here', least: 7.5, cell: (n) => badge(n.peer.problem ? 'failed' : verdictOf(n.peer.state), stateWord(n.peer.state)), order: (n) => -weight(n.peer.problem ? 'failed' : verdictOf(n.peer.state)) },
-        { title: 'verdict', least: 7.5, cell: (n) => badge(n.verdict), order: (n) => -weight(n.verdict) },
-        { title: 'endpoints', least: 6, number: true, cell: (n) => String(n.peer.endpoints), order: (n) => -n.peer.endpoints },
+        { title: 'here', least: 6.8, cell: (n) => badge(n.peer.problem ? 'failed' : verdictOf(n.peer.state), stateWord(n.peer.state)), order: (n) => -weight(n.peer.problem ? 'failed' : verdictOf(n.peer.state)) },
+        { title: 'verdict', least: 6.5, cell: (n) => badge(n.verdict), order: (n) => -weight(n.verdict) },
+        { title: 'endpoints', least: 5, number: true, cell: (n) => String(n.peer.endpoints), order: (n) => -n.peer.endpoints },
+        { title: 'sends', least: 5, number: true, cell: (n) => rate(this.rates[n.name]?.sent), order: (n) => -(this.rates[n.name]?.sent ?? -1) },
+        { title: 'receives', least: 5, number: true, cell: (n) => rate(this.rates[n.name]?.received), order: (n) => -(this.rates[n.name]?.received ?? -1) },
       ],
     }, member);
   }

@@ -5,12 +5,13 @@ const REST = 10; // and this many times as long as a round took
 const PATIENCE = 30000; // milliseconds: reports take 20 s at most
 
 let paused = false;
-let watched = null; // the network that is open
+let watched = null; // what is open: { kind: 'network' or 'node', name }
 let timer = 0;
 let running = false;
 
 const told = { networks: new Map(), nodes: '', network: '' }; // what the page has, as text
-let before = new Map(); // counters of the round before
+let mine = new Map(); // counters of the round before, and of another node's
+let others = new Map();
 
 async function get(path) {
   const response = await fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(PATIENCE) });
@@ -59,8 +60,8 @@ function changedNodes(nodes) {
   return nodes;
 }
 
-/** Bits per second of each network and endpoint, from two readings of the counters. */
-function rates(traffic) {
+/** Bits per second of each network and endpoint, from two readings of the counters, and what the next one is compared with. */
+function rates(traffic, before) {
   const now = new Map();
   const out = { networks: {}, endpoints: {} };
   const taken = Date.parse(traffic.data.taken);
@@ -77,12 +78,11 @@ function rates(traffic) {
     into[name] = { sent: per(flow.sentBytes, was.sentBytes), received: per(flow.receivedBytes, was.receivedBytes) };
     now.get(key).rate = into[name];
   };
-  for (const n of traffic.networks) {
+  for (const n of traffic.networks ?? []) {
     measure(out.networks, `network ${n.network}`, n.network, n.peers);
-    for (const e of n.endpoints) measure(out.endpoints, `endpoint ${e.id}`, e.id, e);
+    for (const e of n.endpoints ?? []) measure(out.endpoints, `endpoint ${e.id}`, e.id, e);
   }
-  before = now;
-  return out;
+  return [out, now];
 }
 
 /** Nodes as far as the networks tell, where the nodes themselves could not be asked. */
@@ -102,26 +102,42 @@ async function round() {
     ['networks', 'nodes', 'health', 'traffic'].map((path) => get(`v1/${path}`)));
   if (networks.status === 'rejected') throw networks.reason;
   const { names, changed } = changedNetworks(networks.value.networks);
+  let flows = null;
+  if (traffic.value) [flows, mine] = rates(traffic.value, mine);
   postMessage({
     kind: 'cluster', names, changed, source: networks.value.data.source,
     nodes: changedNodes(nodes.value?.nodes ?? nodesOf(networks.value.networks)),
-    health: health.value ?? null, rates: traffic.value ? rates(traffic.value) : null,
+    health: health.value ?? null, rates: flows,
   });
-  await report();
+  await (watched?.kind === 'node' ? flowsOf(watched) : report(watched));
 }
 
 /** The whole report of the network that is open. */
-async function report() {
-  const name = watched;
-  if (name === null) return;
+async function report(open) {
+  if (open === null) return;
+  const { name } = open;
   try {
     const r = await get(`v1/networks/${encodeURIComponent(name)}`);
     const text = JSON.stringify({ ...r, data: undefined, peers: (r.peers ?? []).map(steady) });
-    if (name !== watched || text === told.network) return;
+    if (open !== watched || text === told.network) return;
     told.network = text;
     postMessage({ kind: 'network', name, report: r });
   } catch (error) {
-    if (name === watched) postMessage({ kind: 'network', name, error: error.message });
+    if (open === watched) postMessage({ kind: 'network', name, error: error.message });
+  }
+}
+
+/** The rates of the node that is open, by its own counters. */
+async function flowsOf(open) {
+  const { name } = open;
+  try {
+    const traffic = await get(`v1/traffic?node=${encodeURIComponent(name)}`);
+    if (open !== watched) return;
+    let flows;
+    [flows, others] = rates(traffic, others);
+    postMessage({ kind: 'node', name, rates: flows.networks });
+  } catch (error) {
+    if (open === watched) postMessage({ kind: 'node', name, error: error.message });
   }
 }
 
@@ -156,9 +172,11 @@ onmessage = ({ data }) => {
       else run();
       break;
     case 'watch':
-      watched = data.network;
+      watched = data.open;
       told.network = '';
-      report();
+      others = new Map();
+      if (watched?.kind === 'node') flowsOf(watched);
+      else report(watched);
       break;
     case 'check':
       check(data.peer);

@@ -172,20 +172,23 @@ func (f *fake) Trace(context.Context, diag.Ask) (diag.Trace, error) { return dia
 
 func (f *fake) Diff(context.Context, string) (diag.DiffReport, error) { return diag.DiffReport{}, nil }
 
-// Traffic counts evenly, in each network and at each endpoint of the first node.
-func (f *fake) Traffic(context.Context) (diag.Traffic, error) {
+// Traffic counts evenly, in each network and at each endpoint of the node.
+func (f *fake) Traffic(_ context.Context, node string) (diag.Traffic, error) {
+	if node == "" {
+		node = nodeName(0)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	t := diag.Traffic{Schema: diag.TrafficSchema, Node: nodeName(0), Networks: []diag.NetworkTraffic{}, Data: f.data()}
+	t := diag.Traffic{Schema: diag.TrafficSchema, Node: node, Networks: []diag.NetworkTraffic{}, Data: f.data()}
 	seconds := t.Data.Taken.Sub(f.begin).Seconds()
 	for k, n := range f.networks {
 		flow := func(part float64) diag.Flow {
 			bytes := uint64(part * seconds * 125e3 * float64(k+1))
 			return diag.Flow{Sent: bytes / 1000, SentBytes: bytes, Received: bytes / 1200, ReceivedBytes: bytes / 3}
 		}
-		row := diag.NetworkTraffic{Network: n.Network, Peers: flow(1)}
+		row := diag.NetworkTraffic{Network: n.Network, Peers: flow(1), Endpoints: []diag.EndpointTraffic{}}
 		for _, e := range n.Endpoints {
-			if e.Node == nodeName(0) {
+			if e.Node == node {
 				row.Endpoints = append(row.Endpoints, diag.EndpointTraffic{ID: e.ID, Flow: flow(.2)})
 			}
 		}

@@ -84,7 +84,7 @@ func TestThePageShowsWhatIsWrongWithItsRemedyAndLeadsToTheWholeReport(t *testing
 	tb.Shows("#details", "web", "its 1 endpoints may be unreachable", "1450 = 1500 underlay − 50 VXLAN", "8 of 65,534 used", "as the records want it",
 		"Endpoints (1 of 8)", "netdriver inspect web")
 	tb.Click(`#details a[data-key="node/node4"]`)
-	tb.Shows("#details", "node4", "DOWN", "192.0.2.4", "Networks (3)")
+	tb.Shows("#details", "node4", "DOWN", "192.0.2.4", "Networks (3)", "1.0 Mbit/s", "667 kbit/s")
 	tb.Click(`#details button[data-key="check"]`)
 	tb.Shows("#details", "nothing comes back from node4", "3 frames sent, 0 seen", "look at its host", "2 things looked at")
 	tb.Click(`#details a.back`)
@@ -347,7 +347,7 @@ func TestALargeClusterStaysSmooth(t *testing.T) {
 	tb := start(t).Open(t, f.serve(t)+"#/network/web", browser.Look{Width: 1600, Height: 1000})
 	tb.Shows("#tiles", "10,000", "300", "40")
 	tb.Shows("#details", "Endpoints (4,000)")
-	tb.Call("Performance.enable", nil, nil)
+	tb.Call("Performance.enable", map[string]any{"timeDomain": "threadTicks"}, nil) // a busy machine takes no part in it
 	before := metrics(tb)
 	var frames struct {
 		Frames                int
@@ -378,13 +378,14 @@ func TestALargeClusterStaysSmooth(t *testing.T) {
 	after := metrics(tb)
 	per := func(name string) float64 { return (after[name] - before[name]) / float64(frames.Frames) }
 	work := 1000 * (per("ScriptDuration") + per("LayoutDuration") + per("RecalcStyleDuration"))
-	t.Logf("%+v; per frame %.1f ms of script, style and layout, %.1f layouts", frames, work, per("LayoutCount"))
-	// The machine may be busy, and draws without a graphics card: bounds are three times what an idle one needs, or more.
+	t.Logf("%+v; per frame %.1f ms of CPU for script, style and layout, %.1f layouts", frames, work, per("LayoutCount"))
 	if frames.Elements > 4000 || frames.Cells == 0 || frames.Rows == 0 {
 		t.Errorf("%d elements: more is in the page than in sight, or nothing", frames.Elements)
 	}
-	if frames.Frames < 60 || frames.Median > 100 || work > 40 || frames.Longest > 1000 {
-		t.Errorf("it is not smooth: %+v, %.1f ms per frame", frames, work)
+	// A frame has 16 ms at 60 Hz; 4 to 5 are used. How many frames there are depends on the machine's other work, too, and it draws
+	// without a graphics card: those bounds only tell whether anything moves at all.
+	if work > 12 || frames.Frames < 20 || frames.Median > 500 || frames.Longest > 3000 {
+		t.Errorf("it is not smooth: %+v, %.1f ms of CPU per frame", frames, work)
 	}
 	if n := per("LayoutCount"); n > 4 {
 		t.Errorf("%.1f layouts per frame: something reads the layout between writes", n)
