@@ -6,6 +6,7 @@ package backup
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -134,7 +135,7 @@ func newCreator(src Source) *creator {
 	return &creator{
 		Source: src, root: int(src.Dir.Fd()), created: src.Now().UTC(),
 		work: make(chan *batch), order: make(chan *batch, readers), compress: make(chan *chunk, readers*ahead),
-		free: make(chan []byte, readers*(ahead+2)),
+		free: make(chan []byte, 2*readers*(ahead+2)), // of as many batches as wait to be written
 	}
 }
 
@@ -188,8 +189,9 @@ func (c *creator) plan(ctx context.Context) error {
 
 // read is one reader.
 func (c *creator) read(ctx context.Context) error {
+	r := &reader{creator: c, ctx: ctx, buf: c.buffer(), sum: sha256.New()}
 	for b := range c.work {
-		r := &reader{creator: c, ctx: ctx, batch: b, buf: c.buffer()}
+		r.batch = b
 		for _, e := range b.entries {
 			if b.err = r.entry(e); b.err != nil {
 				break

@@ -1,7 +1,6 @@
 package backup
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash"
@@ -26,7 +25,8 @@ func (r *reader) file(e *entry, fd int) (err error) {
 	if err != nil {
 		return err
 	}
-	sum := sha256.New()
+	sum := r.sum
+	sum.Reset()
 	if segments == nil {
 		r.buf = appendHeader(r.buf, e, e.stat.Size, nil)
 		err = r.data(e, fd, segment{0, e.stat.Size}, sum)
@@ -34,7 +34,7 @@ func (r *reader) file(e *entry, fd int) (err error) {
 	} else {
 		err = r.sparse(e, fd, segments, sum)
 	}
-	r.batch.sums = appendSum(r.batch.sums, sum.Sum(nil), e.path)
+	r.batch.sums = appendSum(r.batch.sums, sum.Sum(r.digest[:0]), e.path)
 	r.batch.bytes += e.stat.Size
 	r.batch.count++
 	if err != nil {

@@ -1,7 +1,7 @@
 package backup
 
 import (
-	"fmt"
+	"bytes"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,10 +32,11 @@ const (
 // archive/tar writes neither sparse files nor GNU.sparse records, therefore this.
 func appendHeader(buf []byte, e *entry, size int64, segments []segment) []byte {
 	name := e.name()
-	var records []string
+	start := len(buf)
+	buf = append(buf, make([]byte, block)...) // for the extended header's own, if there is one
 	record := func(key, value string) {
 		if value != "" {
-			records = append(records, paxRecord(key, value))
+			buf = appendRecord(buf, "", key, value)
 		}
 	}
 	if segments != nil {
@@ -61,17 +62,21 @@ func appendHeader(buf []byte, e *entry, size int64, segments []segment) []byte {
 		record("gid", strconv.FormatUint(uint64(e.stat.Gid), 10))
 	}
 	if e.stat.Mtim.Nsec != 0 || e.stat.Mtim.Sec < 0 || e.stat.Mtim.Sec > maxSize12 {
-		record("mtime", paxTime(e.stat.Mtim))
+		var room [32]byte
+		buf = appendRecord(buf, "", "mtime", appendTime(room[:0], e.stat.Mtim))
 	}
 	for _, x := range e.xattrs {
-		records = append(records, paxRecord(xattrPrefix+x.name, x.value))
+		buf = appendRecord(buf, xattrPrefix, x.name, x.value)
 	}
-	if len(records) > 0 {
-		data := strings.Join(records, "")
-		buf = appendUSTAR(buf, "PaxHeaders/"+short(name), "", typeExtended, int64(len(data)), &entry{})
-		buf = pad(append(buf, data...), int64(len(data)))
+	if extended := int64(len(buf) - start - block); extended > 0 {
+		putUSTAR(buf[start:], "PaxHeaders/"+short(name), "", typeExtended, extended, &entry{})
+		buf = pad(buf, extended)
+	} else {
+		buf = buf[:start]
 	}
-	return appendUSTAR(buf, name, e.link, e.flag(), size, e)
+	buf = append(buf, make([]byte, block)...)
+	putUSTAR(buf[len(buf)-block:], name, e.link, e.flag(), size, e)
+	return buf
 }
 
 // xattrPrefix begins the pax records of extended attributes, as star, GNU tar and bsdtar have them.
@@ -83,30 +88,42 @@ func sparseName(name string) string {
 	return name[:i] + "GNUSparseFile.0/" + name[i:]
 }
 
-// paxRecord writes "LENGTH KEY=VALUE\n", where LENGTH counts itself.
-func paxRecord(key, value string) string {
-	size := len(key) + len(value) + len(" =\n")
-	total := size + len(strconv.Itoa(size))
-	if total = size + len(strconv.Itoa(total)); size+len(strconv.Itoa(total)) != total {
+// appendRecord appends "LENGTH KEY=VALUE\n", where LENGTH counts itself and the key has a prefix.
+func appendRecord[V string | []byte](buf []byte, prefix, key string, value V) []byte {
+	size := len(prefix) + len(key) + len(value) + len(" =\n")
+	total := size + digits(size)
+	if total = size + digits(total); size+digits(total) != total {
 		total++
 	}
-	return strconv.Itoa(total) + " " + key + "=" + value + "\n"
+	buf = append(append(strconv.AppendInt(buf, int64(total), 10), ' '), prefix...)
+	return append(append(append(append(buf, key...), '='), value...), '\n')
 }
 
-// paxTime writes a time in seconds with its fraction, without trailing zeros.
-func paxTime(t unix.Timespec) string {
+// digits is how many a positive number has.
+func digits(n int) int {
+	count := 1
+	for ; n >= 10; n /= 10 {
+		count++
+	}
+	return count
+}
+
+// appendTime appends a time in seconds with its fraction, without trailing zeros.
+func appendTime(buf []byte, t unix.Timespec) []byte {
 	sec, nsec := t.Sec, t.Nsec
-	sign := ""
 	if sec < 0 { // −0.25 s is {−1, 750000000}
-		sign, sec = "-", -sec
+		buf, sec = append(buf, '-'), -sec
 		if nsec != 0 {
 			sec, nsec = sec-1, 1e9-nsec
 		}
 	}
+	buf = strconv.AppendInt(buf, sec, 10)
 	if nsec == 0 {
-		return sign + strconv.FormatInt(sec, 10)
+		return buf
 	}
-	return strings.TrimRight(fmt.Sprintf("%s%d.%09d", sign, sec, nsec), "0")
+	buf = strconv.AppendInt(buf, 1e9+nsec, 10) // the 1 gives way to the point
+	buf[len(buf)-10] = '.'
+	return bytes.TrimRight(buf, "0")
 }
 
 func ascii(s string) bool {
@@ -132,11 +149,9 @@ func short(name string) string {
 	return name[:min(len(name), room)]
 }
 
-// appendUSTAR appends one ustar header block.
-func appendUSTAR(buf []byte, name, link string, flag byte, size int64, e *entry) []byte {
-	start := len(buf)
-	buf = append(buf, make([]byte, block)...)
-	h := buf[start:]
+// putUSTAR fills one ustar header block, which is all zeros.
+func putUSTAR(buf []byte, name, link string, flag byte, size int64, e *entry) {
+	h := buf[:block]
 	copy(h[0:100], fit(name))
 	octal(h[100:108], int64(e.stat.Mode&0o7777))
 	octal(h[108:116], int64(min(e.stat.Uid, maxID8)))
@@ -155,8 +170,8 @@ func appendUSTAR(buf []byte, name, link string, flag byte, size int64, e *entry)
 	for _, b := range h {
 		sum += int64(b)
 	}
-	copy(h[148:156], fmt.Sprintf("%06o\x00 ", sum))
-	return buf
+	h[154] = 0
+	octal(h[148:155], sum) // a space stays at its end
 }
 
 // fit cuts a name to the field's size; a longer or foreign one is in the extended header.

@@ -196,29 +196,50 @@ func TestPathsAreComparedInTheOrderOfAWalk(t *testing.T) {
 }
 
 func TestTheZstdProgramMakesAnArchiveLikeAnyOther(t *testing.T) {
-	from, to := disk(t), disk(t)
+	from := disk(t)
 	fill(t, from)
 	program, err := exec.LookPath("zstd")
 	try(t, err)
-	var out bytes.Buffer
 	src := Source{Dir: open(t, from), Name: "v", Zstd: program, Warn: func(s string) { t.Error(s) }}
-	_, err = Create(t.Context(), src, &out)
-	try(t, err)
-	_, err = Restore(t.Context(), &out, Target{Dir: open(t, to)})
-	try(t, err)
-	if diff := cmp.Diff(look(t, from), look(t, to)); diff != "" {
-		t.Errorf("(-want +got):\n%.2000s", diff)
+	// A file that the program itself writes to, one that is appended to, and what is no file.
+	for what, flag := range map[string]int{"file": 0, "appended": os.O_APPEND, "stream": 0} {
+		name := filepath.Join(t.TempDir(), "archive")
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|flag, 0o600)
+		try(t, err)
+		_, err = f.WriteString("before")
+		try(t, err)
+		var out io.Writer = f
+		if what == "stream" {
+			out = struct{ io.Writer }{f}
+		}
+		_, err = Create(t.Context(), src, out)
+		try(t, err, f.Close())
+		text, err := os.ReadFile(name)
+		try(t, err)
+		archive, to := bytes.TrimPrefix(text, []byte("before")), disk(t)
+		_, err = Restore(t.Context(), bytes.NewReader(archive), Target{Dir: open(t, to)})
+		try(t, err, os.WriteFile(name, archive, 0o600))
+		if diff := cmp.Diff(look(t, from), look(t, to)); diff != "" {
+			t.Errorf("%s (-want +got):\n%.2000s", what, diff)
+		}
+		base, err := OpenBase(name) // the end is found
+		try(t, err, base.Close())
 	}
 	src.Zstd = "/bin/false"
 	if _, err := Create(t.Context(), src, io.Discard); err == nil || !strings.Contains(err.Error(), "/bin/false") {
 		t.Errorf("a program that fails: %v", err)
 	}
-	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-	try(t, err)
-	defer full.Close()
 	src.Zstd = program
-	if _, err := Create(t.Context(), src, full); !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("a full disk: %v", err)
+	small := t.TempDir()
+	try(t, unix.Mount("small", small, "tmpfs", 0, "size=64k"))
+	defer unix.Unmount(small, 0)
+	for what, name := range map[string]string{"a full disk": filepath.Join(small, "archive"), "what is no file": "/dev/full"} {
+		full, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+		try(t, err)
+		if _, err := Create(t.Context(), src, full); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("%s: %v", what, err)
+		}
+		try(t, full.Close())
 	}
 }
 

@@ -54,6 +54,9 @@ func appendSum(lines, sum []byte, path string) []byte {
 }
 
 func escapeName(path string) string {
+	if !strings.ContainsAny(path, "\\\n\r") { // hardly any has them, and to make a Replacer takes long
+		return path
+	}
 	return strings.NewReplacer("\\", `\\`, "\n", `\n`, "\r", `\r`).Replace(path)
 }
 

@@ -2,8 +2,10 @@ package backup
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +16,9 @@ type reader struct {
 	ctx   context.Context
 	batch *batch
 	buf   []byte
+	// sum and digest are those of the file that is read.
+	sum    hash.Hash
+	digest [sha256.Size]byte
 }
 
 // flush hands the buffer on and takes a new one.

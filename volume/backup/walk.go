@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -79,7 +78,10 @@ func (w *walker) gone(name string, err error) error {
 }
 
 func (w *walker) child(ctx context.Context, fd int, dir, name string) error {
-	e := &entry{path: path.Join(dir, name)}
+	e := &entry{path: name}
+	if dir != "." {
+		e.path = dir + "/" + name
+	}
 	if err := unix.Fstatat(fd, name, &e.stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return w.gone(e.path, err)
 	}
