@@ -290,7 +290,7 @@ func (c *counter) note(n int64, err error) {
 }
 
 // putBatch writes what a reader has read, as it comes.
-func (c *creator) putBatch(ctx context.Context, b *batch, out io.Writer) error {
+func (c *creator) putBatch(ctx context.Context, b *batch, out func([]byte) error) error {
 	for {
 		select {
 		case k, ok := <-b.chunks:
@@ -302,13 +302,12 @@ func (c *creator) putBatch(ctx context.Context, b *batch, out io.Writer) error {
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			if _, err := out.Write(k.packed); err != nil {
+			if err := out(k.packed); err != nil {
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}
 				return fmt.Errorf("write the archive: %w", err)
 			}
-			c.reuse(k.packed)
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -17,24 +17,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipeSize is that of the pipe to a compressor, in bytes: what an unprivileged process may have (man 7 pipe).
-const pipeSize = 1 << 20
-
-// packer returns where the tar is written, chunk by chunk, and how to end that. Without a program chunks are compressed
-// already; with one, it compresses all as one frame.
-func (c *creator) packer(ctx context.Context, out *counter) (to io.Writer, end func() error, err error) {
+// packer returns what takes the tar, chunk by chunk, and how to end that. Without a program chunks are compressed already;
+// with one, it compresses all as one frame.
+func (c *creator) packer(ctx context.Context, out *counter) (to func(chunk []byte) error, end func() error, err error) {
 	if c.Zstd == "" {
-		return out, func() error { return nil }, nil
+		write := func(chunk []byte) error {
+			_, err := out.Write(chunk)
+			c.reuse(chunk)
+			return err
+		}
+		return write, func() error { return nil }, nil
 	}
 	in, pipe, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer in.Close()
-	conn, err := pipe.SyscallConn()
-	if err == nil {
-		err = conn.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) }) // it is faster, no more
-	}
+	s, err := newSplicer(pipe, c.reuse)
 	if err != nil {
 		return nil, nil, errors.Join(err, pipe.Close())
 	}
@@ -48,7 +47,7 @@ func (c *creator) packer(ctx context.Context, out *counter) (to io.Writer, end f
 	if err := cmd.Start(); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("start %s: %w", c.Zstd, err), pipe.Close())
 	}
-	return pipe, sync.OnceValue(func() error {
+	return s.put, sync.OnceValue(func() error {
 		closeErr := pipe.Close()
 		err := cmd.Wait()
 		if file != nil {
