@@ -20,7 +20,9 @@ const timeout = 5 * time.Second
 type Engine struct {
 	api *client.Client
 	// place is what was last heard of the engine's place in a swarm.
-	place     atomic.Pointer[place]
+	place atomic.Pointer[place]
+	// version is the engine's since the stream of events was opened.
+	version   atomic.Pointer[string]
 	listeners listeners
 }
 

@@ -88,25 +88,41 @@ func (e *Engine) NetworkName(ctx context.Context, dockerID string) (name string,
 func (e *Engine) Self(ctx context.Context) (version, role string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	v, err := e.api.ServerVersion(ctx)
+	version, err = e.serverVersion(ctx)
 	if err != nil {
-		return "", "", fmt.Errorf("ask Docker for its version: %w", err)
+		return "", "", err
 	}
 	leads, _, err := e.Leads(ctx)
 	if err != nil {
-		return v.Version, "", err
+		return version, "", err
 	}
 	if leads {
-		return v.Version, store.RoleLeader, nil
+		return version, store.RoleLeader, nil
 	}
 	id, err := e.Swarm(ctx)
 	if id != "" {
-		return v.Version, store.RoleManager, nil
+		return version, store.RoleManager, nil
 	}
 	if err == nil {
 		role, err = e.otherRole(ctx)
 	}
-	return v.Version, role, err
+	return version, role, err
+}
+
+// serverVersion returns the version of the engine, which is another one only after its restart. GET /version starts
+// processes for it (moby daemon/info_unix.go), so it is asked once for each stream of events.
+func (e *Engine) serverVersion(ctx context.Context) (string, error) {
+	if v := e.version.Load(); v != nil {
+		return *v, nil
+	}
+	v, err := e.api.ServerVersion(ctx)
+	if err != nil {
+		return "", fmt.Errorf("ask Docker for its version: %w", err)
+	}
+	if e.listeners.streaming() {
+		e.version.Store(&v.Version)
+	}
+	return v.Version, nil
 }
 
 // otherRole returns the role of an engine that cannot ask its swarm, because it is a worker, in none, or without a

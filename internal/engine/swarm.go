@@ -65,7 +65,11 @@ func (e *Engine) Leads(ctx context.Context) (leads bool, swarmID string, err err
 		return false, "", nil
 	case err != nil:
 		return false, "", fmt.Errorf("ask Docker who leads its swarm: %w", err)
-	case n.ManagerStatus == nil || !n.ManagerStatus.Leader:
+	}
+	if n.Status.State == swarm.NodeStateReady { // one that was left behind by leaving the swarm is down
+		e.place.Store(&place{swarmID, node, time.Now()})
+	}
+	if n.ManagerStatus == nil || !n.ManagerStatus.Leader {
 		return false, "", nil
 	}
 	return true, swarmID, nil
@@ -77,7 +81,8 @@ type place struct {
 	heard       time.Time
 }
 
-// placeEvery is how long a node's id counts: one that leaves its swarm and joins it again has another.
+// placeEvery is how long a node's id counts after it was last heard of: one that leaves its swarm and joins it again has
+// another.
 const placeEvery = 30 * time.Second
 
 // node returns the id of the engine's node in a swarm. Only GET /info tells it, which is slow on a busy engine, so it is

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -110,5 +111,20 @@ func TestAnEngineThatIsAwayHasNoOpinionOnTheSwarm(t *testing.T) {
 	}
 	if _, err := e.RunningTasks(t.Context()); err == nil {
 		t.Error("RunningTasks: no error")
+	}
+}
+
+// GET /info, which tells a node's id, is slow; a node that is connected by the id that is known has no other.
+func TestANodesIDCountsAsLongAsTheNodeIsReady(t *testing.T) {
+	for state, renewed := range map[string]bool{"ready": true, "down": false} {
+		e := serveSwarm(t, fmt.Sprintf(`{"ID":"n1","Status":{"State":%q},"ManagerStatus":{"Leader":true}}`, state))
+		before := time.Now().Add(-placeEvery / 2)
+		e.place.Store(&place{"c1", "n1", before})
+		if leads, _, err := e.Leads(t.Context()); !leads || err != nil {
+			t.Errorf("%s: leads %v, error %v", state, leads, err)
+		}
+		if got := e.place.Load().heard.After(before); got != renewed {
+			t.Errorf("%s: renewed %v, want %v", state, got, renewed)
+		}
 	}
 }

@@ -71,6 +71,13 @@ func (l *listeners) tell(opened bool) {
 	}
 }
 
+// streaming says whether there is a stream, or soon will be.
+func (l *listeners) streaming() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.all) > 0
+}
+
 // stream keeps a stream of events open until ctx ends.
 func (e *Engine) stream(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -93,6 +100,8 @@ func (e *Engine) pass(ctx context.Context) {
 		filter.Add("type", string(t))
 	}
 	messages, failed := e.api.Events(ctx, events.ListOptions{Filters: filter})
+	e.version.Store(nil) // it may have been restarted
+	defer e.version.Store(nil)
 	for opened := true; ; opened = false {
 		e.listeners.tell(opened)
 		select {

@@ -79,3 +79,45 @@ func openServer(t *testing.T, streams, opened *atomic.Int32, events, cut <-chan 
 		}
 	})
 }
+
+// GET /version starts processes on the engine's host.
+func TestTheVersionIsAskedOncePerStream(t *testing.T) {
+	var asked, streams atomic.Int32
+	cut := make(chan struct{})
+	e := open(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/version"):
+			asked.Add(1)
+			fmt.Fprint(w, `{"Version":"20.10.24"}`)
+		case strings.HasSuffix(r.URL.Path, "/events"):
+			w.(http.Flusher).Flush()
+			streams.Add(1)
+			select {
+			case <-cut:
+			case <-r.Context().Done():
+			}
+		default:
+			w.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprint(w, `{"message":"This node is not a swarm manager."}`)
+		}
+	})
+	ask := func(stream, want int32) {
+		t.Helper()
+		for streams.Load() < stream {
+			time.Sleep(time.Millisecond)
+		}
+		for range 3 {
+			if v, err := e.serverVersion(t.Context()); v != "20.10.24" || err != nil {
+				t.Errorf("version %q, error %v", v, err)
+			}
+		}
+		if n := asked.Load(); n != want {
+			t.Errorf("stream %d: the version was asked for %d times in all, want %d", stream, n, want)
+		}
+	}
+	ask(0, 3) // nobody would hear of a restart
+	e.Wake(t.Context())
+	ask(1, 4)
+	cut <- struct{}{}
+	ask(2, 5)
+}
