@@ -34,8 +34,8 @@ demo-swarm: ## a swarm of three hosts on this machine, a service called by its n
 	@bin/demo --binary bin/netdriver --swarm
 
 .PHONY: test
-test: deps ## everything that CI runs: lint, unit, moby, e2e (root)
-	@script/test lint unit moby e2e
+test: deps ## everything that CI runs: lint, unit, moby, page, e2e (root)
+	@script/test lint unit moby page e2e
 
 .PHONY: unit
 unit: ## unit, golden, property and kernel tests, with the race detector (root)
@@ -47,7 +47,11 @@ moby: build ## Docker's own libnetwork drives the plugin (root)
 
 .PHONY: e2e
 e2e: build ## end-to-end tests on real Docker hosts; T=REGEXP chooses some (root)
-	go test -tags e2e -count=1 -v -timeout 75m -run '$(T)' ./test/e2e/...
+	go test -tags e2e -count=1 -v -timeout 75m -run '$(T)' $$(go list -tags e2e ./test/e2e/... | grep -v '/page$$')
+
+.PHONY: page
+page: ## the page about the cluster in a real browser; pictures in out/page (root)
+	go test -tags e2e -count=1 -v -timeout 10m ./test/e2e/page
 
 .PHONY: virtual
 virtual: build ## end-to-end tests on hosts with kernels of their own; slow (root)

@@ -35,7 +35,7 @@ func (s *Server) Handler() http.Handler {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", http.FileServerFS(files))
-	reports := sameOrigin(share(s.Reports))
+	reports := sameOrigin(share(s.Reports, s.Log))
 	for _, path := range []string{"/v1/networks", "/v1/networks/{name}", "/v1/nodes", "/v1/health", "/v1/check", "/v1/traffic"} {
 		mux.Handle(path, reports)
 	}

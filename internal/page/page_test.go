@@ -181,7 +181,7 @@ func TestOtherSitesCannotLetReportsBeMade(t *testing.T) {
 func TestManyReadersCostOneReport(t *testing.T) {
 	s, reports := newServer()
 	reports.wait = make(chan struct{})
-	shared := share(s.Reports)
+	shared := share(s.Reports, s.Log)
 	var clock atomic.Int64
 	shared.now = func() time.Time { return time.Unix(0, clock.Load()) }
 	var g sync.WaitGroup
@@ -192,7 +192,7 @@ func TestManyReadersCostOneReport(t *testing.T) {
 			}
 		})
 	}
-	for shared.count() == 0 {
+	for reports.asked.Load() == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	clock.Add(int64(2 * time.Second)) // that is how long it takes
@@ -220,7 +220,7 @@ func (s *shared) count() int {
 func TestTooManyDifferentQuestionsAreRefusedAndLeaveNothing(t *testing.T) {
 	s, reports := newServer()
 	reports.wait = make(chan struct{})
-	shared := share(s.Reports)
+	shared := share(s.Reports, s.Log)
 	var g sync.WaitGroup
 	for i := range atOnce {
 		g.Go(func() { ask(shared, http.MethodGet, fmt.Sprintf("/v1/networks/%d", i), local) })
@@ -236,6 +236,18 @@ func TestTooManyDifferentQuestionsAreRefusedAndLeaveNothing(t *testing.T) {
 	shared.now = func() time.Time { return time.Now().Add(time.Hour) }
 	if r := ask(shared, http.MethodGet, "/v1/nodes", local); r.StatusCode != 200 || shared.count() != 1 {
 		t.Errorf("status %d, and %d answers are kept: want the last one only", r.StatusCode, shared.count())
+	}
+}
+
+func TestAReportThatFailsBadlyEndsNeitherTheDaemonNorTheWaiting(t *testing.T) {
+	s, _ := newServer()
+	s.Reports = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"half":`)
+		panic("nil map")
+	})
+	r := ask(s.Handler(), http.MethodGet, "/v1/nodes", local)
+	if text := body(t, r); r.StatusCode != http.StatusInternalServerError || strings.Contains(text, "half") || !strings.Contains(text, "log") {
+		t.Errorf("status %d, %q", r.StatusCode, text)
 	}
 }
 

@@ -3,7 +3,9 @@ package page
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -20,6 +22,7 @@ const (
 // shared asks each question once for all who ask it at the same time.
 type shared struct {
 	reports http.Handler
+	log     *slog.Logger
 	now     func() time.Time
 
 	mu      sync.Mutex
@@ -27,8 +30,8 @@ type shared struct {
 	answers map[string]*answer
 }
 
-func share(reports http.Handler) *shared {
-	return &shared{reports: reports, now: time.Now, answers: map[string]*answer{}}
+func share(reports http.Handler, log *slog.Logger) *shared {
+	return &shared{reports: reports, log: log, now: time.Now, answers: map[string]*answer{}}
 }
 
 // ServeHTTP implements http.Handler.
@@ -74,17 +77,25 @@ func (s *shared) answer(question string) *answer {
 // ask makes an answer. It is not bound to who asked first: others may wait for it.
 func (s *shared) ask(question string, a *answer) {
 	begin := s.now()
+	defer func() {
+		if p := recover(); p != nil { // package http does so for its own goroutines: one bad report must not end a daemon
+			s.log.Error("a report for the page could not be made", "question", question, "error", p, "stack", string(debug.Stack()))
+			a.status = http.StatusInternalServerError
+			a.body.Reset()
+			a.body.WriteString("the report could not be made: the daemon's log says why")
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.asking--
+		a.until = s.now().Add(max(fresh, rest*s.now().Sub(begin)))
+		close(a.made)
+	}()
 	r, err := http.NewRequestWithContext(context.Background(), http.MethodGet, question, http.NoBody)
 	if err != nil {
 		a.WriteHeader(http.StatusBadRequest)
-	} else {
-		s.reports.ServeHTTP(a, r)
+		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.asking--
-	a.until = s.now().Add(max(fresh, rest*s.now().Sub(begin)))
-	close(a.made)
+	s.reports.ServeHTTP(a, r)
 }
 
 // answer is a report as it was made. It implements http.ResponseWriter.

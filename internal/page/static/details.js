@@ -243,8 +243,8 @@ export class Details {
         { title: 'container', least: 5.6, grow: 1.6, cell: (e) => e.container || (e.host ? 'the host' : e.id.slice(0, 12)), order: (e) => e.container || e.id },
         { title: 'node', least: 4, grow: 1, cell: (e) => link('node', e.node), order: (e) => e.node },
         { title: 'seen by', least: 4.4, number: true, cell: (e) => (e.seenBy < 0 ? 'unknown' : e.seenBy < e.members ? badge('degraded', `${e.seenBy}/${e.members}`) : `${e.seenBy}/${e.members}`), order: (e) => e.seenBy - e.members },
-        { title: 'sends', least: 5, number: true, cell: (e) => rate(flow(e)?.sent), order: (e) => -(flow(e)?.sent ?? -1) },
-        { title: 'receives', least: 5, number: true, cell: (e) => rate(flow(e)?.received), order: (e) => -(flow(e)?.received ?? -1) },
+        { title: 'sends', least: 4.8, number: true, cell: (e) => rate(flow(e)?.sent), order: (e) => -(flow(e)?.sent ?? -1) },
+        { title: 'receives', least: 4.8, number: true, cell: (e) => rate(flow(e)?.received), order: (e) => -(flow(e)?.received ?? -1) },
       ],
     }, n.endpoints ?? []);
   }
@@ -276,12 +276,12 @@ export class Details {
     this.checker(here ? null : node.name, node.name);
     this.table('networks', 'Networks', {
       noun: 'network', key: (n) => n.name, rows: 14, columns: [
-        { title: 'network', least: 6, grow: 1.5, cell: (n) => el('a', { href: `${route('network', n.name)}/${encodeURIComponent(node.name)}`, 'data-key': n.name }, n.name), order: (n) => n.name },
-        { title: 'here', least: 6.8, cell: (n) => badge(n.peer.problem ? 'failed' : verdictOf(n.peer.state), stateWord(n.peer.state)), order: (n) => -weight(n.peer.problem ? 'failed' : verdictOf(n.peer.state)) },
-        { title: 'verdict', least: 6.5, cell: (n) => badge(n.verdict), order: (n) => -weight(n.verdict) },
-        { title: 'endpoints', least: 5, number: true, cell: (n) => String(n.peer.endpoints), order: (n) => -n.peer.endpoints },
-        { title: 'sends', least: 5, number: true, cell: (n) => rate(this.rates[n.name]?.sent), order: (n) => -(this.rates[n.name]?.sent ?? -1) },
-        { title: 'receives', least: 5, number: true, cell: (n) => rate(this.rates[n.name]?.received), order: (n) => -(this.rates[n.name]?.received ?? -1) },
+        { title: 'network', least: 5, grow: 1.5, cell: (n) => el('a', { href: `${route('network', n.name)}/${encodeURIComponent(node.name)}`, 'data-key': n.name }, n.name), order: (n) => n.name },
+        { title: 'here', least: 6.3, cell: (n) => badge(n.peer.problem ? 'failed' : verdictOf(n.peer.state), stateWord(n.peer.state)), order: (n) => -weight(n.peer.problem ? 'failed' : verdictOf(n.peer.state)) },
+        { title: 'verdict', least: 6.2, cell: (n) => badge(n.verdict), order: (n) => -weight(n.verdict) },
+        { title: 'endpoints', least: 5.1, number: true, cell: (n) => String(n.peer.endpoints), order: (n) => -n.peer.endpoints },
+        { title: 'sends', least: 4.8, number: true, cell: (n) => rate(this.rates[n.name]?.sent), order: (n) => -(this.rates[n.name]?.sent ?? -1) },
+        { title: 'receives', least: 4.8, number: true, cell: (n) => rate(this.rates[n.name]?.received), order: (n) => -(this.rates[n.name]?.received ?? -1) },
       ],
     }, member);
   }
