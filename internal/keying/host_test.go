@@ -44,14 +44,16 @@ type host struct {
 	stop   func()
 }
 
-// life counts what a daemon does to the kernel and the store; it dies before step at. cut: the store is away for it alone.
+// life counts what a daemon does to the kernel and the store; it dies before step at. cut: the store is away for it alone, from
+// step cutAt on if that is not 0.
 type life struct {
-	mu   sync.Mutex
-	n    int
-	at   int
-	gone bool
-	cut  bool
-	open chan struct{}
+	mu    sync.Mutex
+	n     int
+	at    int
+	gone  bool
+	cut   bool
+	cutAt int
+	open  chan struct{}
 }
 
 var errDead = errors.New("killed")
@@ -64,6 +66,9 @@ func (l *life) step() error {
 	defer l.mu.Unlock()
 	if l.n++; l.at >= 0 && l.n > l.at {
 		l.gone = true
+	}
+	if l.cutAt > 0 && l.n > l.cutAt {
+		l.cut = true
 	}
 	if l.gone {
 		return errDead
@@ -119,10 +124,10 @@ func (s hostStore) Get(ctx context.Context, key string) (store.KV, error) {
 }
 
 func (s hostStore) Commit(ctx context.Context, conds []store.Cond, ops ...store.Op) (int64, error) {
-	if err := s.life.reach(ctx); err != nil {
+	if err := s.life.step(); err != nil {
 		return 0, err
 	}
-	if err := s.life.step(); err != nil {
+	if err := s.life.reach(ctx); err != nil {
 		return 0, err
 	}
 	return s.Store.Commit(ctx, conds, ops...)

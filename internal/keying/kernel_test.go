@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -21,10 +22,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane/firewall"
+	"github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/internal/nettest"
 	"github.com/netdriver/netdriver/ipsec"
 	"github.com/netdriver/netdriver/ipsec/xfrm"
 	"github.com/netdriver/netdriver/store"
+	"github.com/netdriver/netdriver/vxlan"
 )
 
 // mustESP is set where the kernel has to have ESP: in the virtual node in which test/e2e runs this test again.
@@ -34,8 +37,27 @@ const mustESP = "NETDRIVER_TEST_ESP"
 type realLab struct {
 	t     *testing.T
 	mem   *store.Memory
+	under underlay
 	wire  string // the switch between them
 	hosts []*realHost
+}
+
+// underlay is what is between the hosts: IPv4 or IPv6, and ESP alone or over a UDP port.
+type underlay struct {
+	v6    bool
+	encap uint16
+}
+
+func (u underlay) String() string {
+	return fmt.Sprintf("IPv%d%s", map[bool]int{false: 4, true: 6}[u.v6], map[bool]string{true: " in UDP"}[u.encap != 0])
+}
+
+// vtep is a host's address, with the prefix's length.
+func (u underlay) vtep(i int) netip.Prefix {
+	if u.v6 {
+		return netip.MustParsePrefix(fmt.Sprintf("2001:db8::%d/64", i+1))
+	}
+	return netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/24", i+1))
 }
 
 type realHost struct {
@@ -67,10 +89,10 @@ func (f realFilter) Drops(ctx context.Context) (in, out uint64, err error) {
 	return c[firewall.CountPlainIn].Packets, c[firewall.CountPlainOut].Packets, err
 }
 
-func newRealLab(t *testing.T, n int, rekey time.Duration) *realLab {
+func newRealLab(t *testing.T, n int, rekey time.Duration, under underlay) *realLab {
 	t.Helper()
-	l := &realLab{t: t, mem: store.NewMemory(), wire: nettest.Namespace(t)}
-	nettest.Sh(t, l.wire, "ip link add br0 type bridge && ip link set br0 up")
+	l := &realLab{t: t, mem: store.NewMemory(), under: under, wire: nettest.Namespace(t)}
+	nettest.Sh(t, l.wire, "ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up")
 	nw := store.Network{
 		Name: "web", Mode: store.ModeOverlay, VNI: 7, Port: testPort, MTU: 1416, Encrypted: true, Rekey: rekey,
 	}
@@ -100,9 +122,10 @@ func (l *realLab) add(i int) *realHost {
 		t.Fatal(err)
 	}
 	h := &realHost{realLab: l, ns: nettest.Namespace(t), id: id, inner: fmt.Sprintf("10.0.0.%d", i+1), node: store.Node{
-		Name: fmt.Sprintf("n%d", i), ID: fmt.Sprintf("id%d", i), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), UnderlayMTU: 1500, Key: key,
+		Name: fmt.Sprintf("n%d", i), ID: fmt.Sprintf("id%d", i), VTEP: l.under.vtep(i).Addr(), UnderlayMTU: 1500, Key: key, Encap: l.under.encap,
 	}}
-	nettest.Sh(t, h.ns, fmt.Sprintf("ip link add eth0 type veth peer name p%d netns %s && ip link set eth0 up && ip addr add %s/24 dev eth0", i, l.wire, h.node.VTEP))
+	nettest.Sh(t, h.ns, fmt.Sprintf("ip link add eth0 type veth peer name p%d netns %s && ip link set eth0 up && ip addr add %s dev eth0 %s",
+		i, l.wire, l.under.vtep(i), map[bool]string{true: "nodad"}[l.under.v6]))
 	nettest.Sh(t, l.wire, fmt.Sprintf("ip link set p%d master br0 up", i))
 	if h.kernel, err = xfrm.Open(h.ns); err != nil {
 		t.Fatal(err)
@@ -125,7 +148,7 @@ func (l *realLab) add(i int) *realHost {
 func (h *realHost) start() {
 	h.t.Helper()
 	h.keying = New(Config{
-		Store: h.mem, Kernel: h.kernel, Filter: h.filter, Identity: h.id, Node: h.node, Encap: OpenEncap,
+		Store: h.mem, Kernel: h.kernel, Filter: h.filter, Identity: h.id, Node: h.node, Encap: h.openEncap,
 		InUse: func(context.Context, uint16) (bool, error) { return true, nil }, Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -144,11 +167,26 @@ func (h *realHost) start() {
 	}
 }
 
+// openEncap is OpenEncap in the host's namespace.
+func (h *realHost) openEncap(port uint16) (c io.Closer, err error) {
+	ns, err := netlink.Namespace(h.ns)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(ns)
+	err = netlink.In(ns, func() (err error) { c, err = OpenEncap(port); return err })
+	return c, err
+}
+
 // connect makes the network's devices, flooding to all others.
 func (l *realLab) connect() {
 	for _, h := range l.hosts {
-		nettest.Sh(l.t, h.ns, fmt.Sprintf("ip link add vx type vxlan id 7 dstport %d local %s dev eth0 nolearning && ip link set vx mtu 1416 up && "+
-			"ip addr add %s/24 dev vx", testPort, h.node.VTEP, h.inner))
+		mtu, err := vxlan.EncryptedMTU(1500, h.node.VTEP, l.under.encap != 0)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		nettest.Sh(l.t, h.ns, fmt.Sprintf("ip link add vx type vxlan id 7 dstport %d local %s dev eth0 nolearning && "+
+			"echo 1 >/proc/sys/net/ipv6/conf/vx/disable_ipv6 && ip link set vx mtu %d up && ip addr add %s/24 dev vx", testPort, h.node.VTEP, mtu, h.inner))
 		for _, other := range l.hosts {
 			if other != h {
 				nettest.Sh(l.t, h.ns, "bridge fdb append 00:00:00:00:00:00 dev vx dst "+other.node.VTEP.String())
@@ -176,11 +214,13 @@ func (l *realLab) reached(within time.Duration) {
 	}
 }
 
+const inESP = "(ip proto 50 or ip6 proto 50)"
+
 // capture watches the switch until stop, which returns the packets of ESP and those in clear.
 func (l *realLab) capture() (stop func() (esp, clear int)) {
 	l.t.Helper()
 	file := filepath.Join(l.t.TempDir(), "pcap")
-	cmd := exec.Command("nsenter", "--net="+l.wire, "tcpdump", "-i", "br0", "-n", "-U", "-s", "96", "-w", file, "udp or ip proto 50")
+	cmd := exec.Command("nsenter", "--net="+l.wire, "tcpdump", "-i", "br0", "-n", "-U", "-s", "96", "-w", file, "udp or "+inESP)
 	if err := cmd.Start(); err != nil {
 		l.t.Fatal(err)
 	}
@@ -205,16 +245,22 @@ func (l *realLab) capture() (stop func() (esp, clear int)) {
 			}
 			return n
 		}
-		return count("ip proto 50"), count(fmt.Sprintf("udp port %d", testPort))
+		sealed := inESP
+		if l.under.encap != 0 {
+			sealed = fmt.Sprintf("udp port %d", l.under.encap)
+		}
+		return count(sealed), count(fmt.Sprintf("udp port %d", testPort))
 	}
 }
+
+const pingEvery = 20 * time.Millisecond
 
 // flood pings 50 times a second for some time and returns how many were sent and answered.
 func (h *realHost) flood(to *realHost, d time.Duration) (wait func() (sent, got int)) {
 	h.t.Helper()
 	done := make(chan string, 1)
 	go func() {
-		out, _ := nettest.Try(h.ns, fmt.Sprintf("busybox ping -q -i 0.02 -c %d -W 2 %s", d/(20*time.Millisecond), to.inner))
+		out, _ := nettest.Try(h.ns, fmt.Sprintf("busybox ping -q -i 0.02 -c %d -W 2 %s", d/pingEvery, to.inner))
 		done <- out
 	}()
 	return func() (sent, got int) {
@@ -232,7 +278,7 @@ func (h *realHost) flood(to *realHost, d time.Duration) (wait func() (sent, got 
 // The loop on real kernels: three hosts that are namespaces. Where the kernel has no ESP, only the locks can be looked at, and
 // test/e2e runs the rest in a virtual node.
 func TestRealKernels(t *testing.T) {
-	l := newRealLab(t, 3, time.Second)
+	l := newRealLab(t, 3, time.Second, underlay{})
 	for _, h := range l.hosts {
 		if out := nettest.Sh(t, h.ns, "ip xfrm policy"); strings.Count(out, "action block") != 4 || !strings.Contains(out, "dport 4790") {
 			t.Fatalf("%s is not locked by policies:\n%s", h.node.Name, out)
@@ -250,6 +296,27 @@ func TestRealKernels(t *testing.T) {
 		t.Fatal(err)
 	default:
 		t.Run("linux", l.withESP)
+	}
+}
+
+// The other underlays and ways of ESP: keys change each second on them, too, and nothing else is on the wire.
+func TestRealKernelsOverOtherUnderlays(t *testing.T) {
+	for _, under := range []underlay{{v6: true}, {encap: 4500}, {v6: true, encap: 4500}} {
+		t.Run(under.String(), func(t *testing.T) {
+			l := newRealLab(t, 2, time.Second, under)
+			l.connect()
+			err := l.hosts[0].keying.Supports(t.Context(), "")
+			if errors.Is(err, ipsec.ErrUnsupported) && os.Getenv(mustESP) == "" {
+				return // test/e2e runs it in a virtual node
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Run("linux", func(t *testing.T) {
+				l.reached(20 * time.Second)
+				l.rekeyed(t, 10*time.Second, 3)
+			})
+		})
 	}
 }
 
@@ -303,52 +370,34 @@ func (l *realLab) withESP(t *testing.T) {
 	l.reached(20 * time.Second)
 	a, b := l.hosts[0], l.hosts[1]
 
-	t.Run("rekeyed each second", func(t *testing.T) {
-		stop := l.capture()
-		const d = 40 * time.Second
-		before := l.epoch(a)
-		var was []ipsec.Drops
-		for _, h := range l.hosts {
-			was = append(was, h.drops())
-		}
-		one, two := a.flood(b, d), l.hosts[2].flood(a, d)
-		for _, f := range []func() (int, int){one, two} {
-			sent, got := f()
-			t.Logf("%d of %d pings were answered", got, sent)
-			if got < sent*19/20 { // a busy host loses some, which is not the keys' doing: see below
-				t.Errorf("%d of %d pings were answered", got, sent)
-			}
-		}
-		for i, h := range l.hosts {
-			now := h.drops()
-			t.Logf("%s has dropped %+v before and %+v afterwards", h.node.Name, was[i], now)
-			if now.NoSA != was[i].NoSA || now.Integrity != was[i].Integrity || now.Replay != was[i].Replay || now.Mismatch != was[i].Mismatch {
-				t.Errorf("%s lacked a key", h.node.Name)
-			}
-		}
-		if n := l.epoch(a) - before; n < 10 {
-			t.Errorf("only %d new keys in %s", n, d)
-		}
-		if esp, clear := stop(); esp < 2*2*1800 || clear != 0 {
-			t.Errorf("%d packets of ESP, %d in clear", esp, clear)
-		}
-	})
+	t.Run("rekeyed each second", func(t *testing.T) { l.rekeyed(t, 40*time.Second, 10) })
 
 	t.Run("flushed", func(t *testing.T) {
 		for _, c := range []string{
 			"ip xfrm state flush", "ip xfrm policy flush", "nft flush ruleset", "ip xfrm policy flush; ip xfrm state flush",
 		} {
-			stop := l.capture()
-			flood := a.flood(b, 6*time.Second)
-			time.Sleep(2 * time.Second)
-			nettest.Sh(t, a.ns, c)
-			sent, got := flood()
-			t.Logf("%s: %d of %d pings lost, that is %s", c, sent-got, sent, time.Duration(sent-got)*20*time.Millisecond)
-			if esp, clear := stop(); esp == 0 || clear != 0 {
-				t.Errorf("%s: %d packets of ESP, %d in clear", c, esp, clear)
+			// The shortest outage counts: what a busy machine adds is not the repair's.
+			shortest := time.Hour
+			for range 3 {
+				stop := l.capture()
+				flood := a.flood(b, 4*time.Second)
+				time.Sleep(time.Second)
+				nettest.Sh(t, a.ns, c)
+				sent, got := flood()
+				outage := time.Duration(sent-got) * pingEvery
+				t.Logf("%s: %d of %d pings lost, that is %s", c, sent-got, sent, outage)
+				if esp, clear := stop(); esp == 0 || clear != 0 {
+					t.Errorf("%s: %d packets of ESP, %d in clear", c, esp, clear)
+				}
+				l.locked(t)
+				l.reached(10 * time.Second)
+				if shortest = min(shortest, outage); shortest <= time.Second {
+					break
+				}
 			}
-			l.locked(t)
-			l.reached(10 * time.Second)
+			if shortest > time.Second {
+				t.Errorf("%s: traffic goes on after %s, want within 1 s", c, shortest)
+			}
 		}
 	})
 
@@ -358,7 +407,7 @@ func (l *realLab) withESP(t *testing.T) {
 		b.stop()
 		time.Sleep(5 * time.Second)
 		b.start()
-		if sent, got := flood(); got < sent*19/20 {
+		if sent, got := flood(); got < sent {
 			t.Errorf("%d of %d pings were answered", got, sent)
 		}
 		if esp, clear := stop(); esp == 0 || clear != 0 {
@@ -383,6 +432,40 @@ func (l *realLab) withESP(t *testing.T) {
 			}
 		}
 	})
+}
+
+// rekeyed floods for some time in which keys change each second, at least so many times: nothing is lost, and no packet
+// lacks a key.
+func (l *realLab) rekeyed(t *testing.T, d time.Duration, least uint64) {
+	t.Helper()
+	a := l.hosts[0]
+	stop := l.capture()
+	before := l.epoch(a)
+	var was []ipsec.Drops
+	for _, h := range l.hosts {
+		was = append(was, h.drops())
+	}
+	one, two := a.flood(l.hosts[1], d), l.hosts[len(l.hosts)-1].flood(a, d)
+	sum := 0
+	for _, f := range []func() (int, int){one, two} {
+		sent, got := f()
+		t.Logf("%d of %d pings were answered", got, sent)
+		if got < sent || got == 0 {
+			t.Errorf("%d of %d pings were answered", got, sent)
+		}
+		sum += got
+	}
+	for i, h := range l.hosts {
+		if now := h.drops(); now != was[i] {
+			t.Errorf("%s lacked a key: it had dropped %+v before, and %+v afterwards", h.node.Name, was[i], now)
+		}
+	}
+	if n := l.epoch(a) - before; n < least {
+		t.Errorf("only %d new keys in %s", n, d)
+	}
+	if esp, clear := stop(); esp < 2*sum || clear != 0 {
+		t.Errorf("%d packets of ESP for %d pings and answers, %d in clear", esp, sum, clear)
+	}
 }
 
 // drops are what the host's kernel has dropped.

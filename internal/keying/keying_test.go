@@ -100,6 +100,38 @@ func TestWithoutTheStoreTheKeysStayInUse(t *testing.T) {
 	})
 }
 
+// The store goes away for one of two nodes before each of its steps in a rekey, which is half done then, and comes back long after.
+func TestTheStoreMayGoAwayAtAnyStepOfARekey(t *testing.T) {
+	for at := 0; ; at++ {
+		lived := false
+		synctest.Test(t, func(t *testing.T) {
+			l := newLab(t, 2, 20*time.Second)
+			l.connected(time.Second)
+			h := l.hosts[0]
+			h.life.mu.Lock()
+			h.life.cutAt = h.life.n + at
+			h.life.mu.Unlock()
+			before := l.epochs()
+			l.watch(30*time.Second, nothing)
+			h.life.mu.Lock()
+			lived = !h.life.cut
+			h.life.cutAt = 0
+			h.life.mu.Unlock()
+			h.life.setCut(false)
+			l.watch(time.Minute, nothing)
+			if now := l.epochs(); now[0] < before[0]+2 || now[1] < before[1]+2 {
+				t.Errorf("cut off before step %d: epochs %v before and %v afterwards", at, before, now)
+			}
+		})
+		if lived || t.Failed() {
+			if at < 8 {
+				t.Errorf("a rekey has only %d steps", at)
+			}
+			return
+		}
+	}
+}
+
 func TestAPeerThatNeverAcknowledgesIsBlockedAndReportedAndComesBackLongAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, 3, 10*time.Second)

@@ -140,7 +140,7 @@ func TestForgedPlaintextIsDroppedByEitherLockAlone(t *testing.T) {
 	})
 }
 
-func TestReplayedAndModifiedESPIsDroppedAndCounted(t *testing.T) {
+func TestReplayedModifiedAndOutdatedESPIsDroppedAndCounted(t *testing.T) {
 	withESP(t, func(t *testing.T) {
 		p := newPair(t, false)
 		p.rounds()
@@ -180,6 +180,20 @@ func TestReplayedAndModifiedESPIsDroppedAndCounted(t *testing.T) {
 		binary.BigEndian.PutUint32(unknown[20:], 0x7777)
 		p.inject(unknown)
 		eventually(t, "an unknown SPI counted", func() bool { return p.drops().NoSA == drops.NoSA+1 })
+		// A packet of an epoch that is over, and one that says it is of the present one.
+		for range 2 {
+			p.ends[0].machine.Rekey()
+			p.ends[1].machine.Rekey()
+			p.rounds()
+		}
+		drops = p.drops()
+		p.inject(genuine, genuine)
+		eventually(t, "two packets of an old epoch counted", func() bool { return p.drops().NoSA == drops.NoSA+2 })
+		disguised := slices.Clone(genuine)
+		binary.BigEndian.PutUint32(disguised[20:], p.ends[0].machine.Peers()[0].Sends.SPI)
+		binary.BigEndian.PutUint32(disguised[24:], binary.BigEndian.Uint32(disguised[24:])+500)
+		p.inject(disguised)
+		eventually(t, "an old epoch's packet with the new SPI counted", func() bool { return p.drops().Integrity == drops.Integrity+1 })
 		if n := p.delivered() - before; n > 0 {
 			t.Errorf("%d delivered", n)
 		}

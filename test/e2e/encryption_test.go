@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,12 +20,13 @@ import (
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
 
-// encrypted is a cluster of one namespace node, which has the store and no ESP, and three virtual nodes, each with a container
+// encrypted is a cluster of one namespace node, which has the store and no ESP, and virtual nodes, each with a container
 // in an encrypted network and in one in clear.
 type encrypted struct {
 	*cluster
-	t     *testing.T
-	nodes []*lab.Node // those with containers
+	t      *testing.T
+	daemon lab.DaemonConfig
+	nodes  []*lab.Node // those with containers
 	// tasks are the containers by node, addrs their addresses in the encrypted network.
 	tasks map[*lab.Node]string
 	addrs map[*lab.Node]string
@@ -32,11 +34,16 @@ type encrypted struct {
 
 const secretNet, clearNet = "secret", "clear"
 
+// debugging is how the nodes' daemons are started.
+func debugging(args ...string) lab.DaemonConfig {
+	return lab.DaemonConfig{Args: append([]string{"--log-level", "debug"}, args...)}
+}
+
 // found starts netdriver on nodes and makes a cluster of them, in which certificates vouch for the nodes' keys.
-func found(t *testing.T, nodes []*lab.Node) error {
+func found(t *testing.T, nodes []*lab.Node, daemon lab.DaemonConfig) error {
 	t.Helper()
 	for _, n := range nodes {
-		if err := n.StartDaemon(t.Context(), lab.DaemonConfig{Args: []string{"--log-level", "debug"}}); err != nil {
+		if err := n.StartDaemon(t.Context(), daemon); err != nil {
 			return err
 		}
 	}
@@ -56,11 +63,19 @@ func found(t *testing.T, nodes []*lab.Node) error {
 	return nil
 }
 
-func newEncrypted(t *testing.T) *encrypted {
+// newEncrypted makes one with so many virtual nodes; options are of its encrypted network.
+func newEncrypted(t *testing.T, virtual int, ipv6 bool, daemon lab.DaemonConfig, options ...string) *encrypted {
 	t.Helper()
-	l := ownLab(t, lab.Config{Nodes: 4, Kernels: map[int]lab.Kernel{2: {}, 3: {}, 4: {}}, Binary: binary(t)})
-	e := &encrypted{cluster: &cluster{Lab: l}, t: t, nodes: l.Nodes[1:], tasks: map[*lab.Node]string{}, addrs: map[*lab.Node]string{}}
-	if err := found(t, l.Nodes); err != nil {
+	begin := time.Now()
+	config := lab.Config{Nodes: 1 + virtual, Kernels: map[int]lab.Kernel{}, IPv6: ipv6, Binary: binary(t)}
+	for i := range virtual {
+		config.Kernels[2+i] = lab.Kernel{}
+	}
+	l := ownLab(t, config)
+	e := &encrypted{
+		cluster: &cluster{Lab: l}, t: t, daemon: daemon, nodes: l.Nodes[1:], tasks: map[*lab.Node]string{}, addrs: map[*lab.Node]string{},
+	}
+	if err := found(t, l.Nodes, daemon); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.StartDocker(t.Context(), dockerArgs()...); err != nil {
@@ -70,7 +85,7 @@ func newEncrypted(t *testing.T) *encrypted {
 		docker(t, n, createArgs(clearNet, "--subnet", "10.150.2.0/24")...)
 		// The first one loads the kernel's modules for all ciphers, which is slow here.
 		e.within(20*time.Second, func() error {
-			_, err := n.Docker(t.Context(), createArgs(secretNet, "--subnet", "10.150.1.0/24", "--opt", "encrypted", "--opt", "rekey=20s")...)
+			_, err := n.Docker(t.Context(), createArgs(secretNet, append([]string{"--subnet", "10.150.1.0/24", "--opt", "encrypted"}, options...)...)...)
 			return err
 		})
 		e.addrs[n] = fmt.Sprintf("10.150.1.%d", 11+i)
@@ -79,6 +94,7 @@ func newEncrypted(t *testing.T) *encrypted {
 		docker(t, n, "network", "connect", clearNet, "task")
 		docker(t, n, "start", "task")
 	}
+	t.Logf("cluster, networks and containers in %s", time.Since(begin))
 	return e
 }
 
@@ -99,7 +115,7 @@ type wire struct {
 func (e *encrypted) capture(name string) *wire {
 	e.t.Helper()
 	w := &wire{t: e.t, file: filepath.Join(e.Dir, name+".pcap"), on: e.Outside}
-	w.cmd = e.Outside.Command(e.t.Context(), "tcpdump", "-i", "br0", "-n", "-U", "-s", "96", "-w", w.file, "udp or ip proto 50")
+	w.cmd = e.Outside.Command(e.t.Context(), "tcpdump", "-i", "br0", "-n", "-U", "-s", "96", "-w", w.file, "udp or "+inESP)
 	if err := w.cmd.Start(); err != nil {
 		e.t.Fatal(err)
 	}
@@ -125,9 +141,11 @@ func (w *wire) stop(filters ...string) (counts []int) {
 }
 
 const (
-	inESP     = "ip proto 50"
+	inESP     = "(ip proto 50 or ip6 proto 50)"
+	inUDP     = "udp port 4500" // ESP, where the daemons are told so
 	inClear   = "udp port 4790"
 	plainPort = "udp port 4789"
+	fragments = "(ip and ip[6:2] & 0x3fff != 0) or (ip6 and ip6[6] = 44)"
 )
 
 // pingAll waits until each task reaches each other one.
@@ -155,21 +173,41 @@ func (e *encrypted) report(n *lab.Node) (r diag.NetworkReport, err error) {
 }
 
 func TestVirtualEncryptedNetwork(t *testing.T) {
-	begin := time.Now()
-	e := newEncrypted(t)
-	t.Logf("cluster, networks and containers in %s", time.Since(begin))
-	for _, part := range []struct {
-		name string
-		run  func(*testing.T)
-	}{
-		{"ping and proof", e.pings}, {"bulk", e.bulk}, {"refused", e.refusal},
-		{"forged", e.forged}, {"flushed", e.flushed}, {"rekeyed", e.rekeyed}, {"killed", e.killed}, {"removed", e.removed},
-	} {
-		t.Run(part.name, func(t *testing.T) {
-			outer := e.t
+	e := newEncrypted(t, 3, false, debugging(), "--opt", "rekey=20s")
+	e.parts([]part{
+		{"ping and proof", e.pings}, {"bulk", e.bulk}, {"refused", e.refusal}, {"forged", e.forged}, {"flushed", e.flushed},
+		{"killed", e.killed}, {"removed", e.removed},
+	})
+}
+
+// Two hundred new keys, one a second on each of two nodes, under a flood of pings and a stream of TCP.
+func TestVirtualEncryptedNetworkIsRekeyedEachSecond(t *testing.T) {
+	e := newEncrypted(t, 2, false, debugging(), "--opt", "rekey=1s")
+	e.pingAll()
+	e.rekeyed(t, 200)
+}
+
+// An underlay of IPv6, and ESP over UDP as through a firewall that lets nothing else pass.
+func TestVirtualEncryptedNetworkOverIPv6InUDP(t *testing.T) {
+	e := newEncrypted(t, 2, true, debugging("--esp-in-udp", "4500"), "--opt", "rekey=20s")
+	e.parts([]part{{"pings", e.pingsInUDP}, {"bulk", e.bulk}})
+}
+
+// A part of a test of one cluster; run is told the sub-test.
+type part struct {
+	name string
+	run  func(*testing.T)
+}
+
+func (e *encrypted) parts(parts []part) {
+	outer := e.t
+	for _, p := range parts {
+		outer.Run(p.name, func(t *testing.T) {
 			defer func() { e.t = outer }()
 			e.t = t
-			part.run(t)
+			begin := time.Now()
+			p.run(t)
+			t.Logf("took %s", time.Since(begin))
 		})
 	}
 }
@@ -234,6 +272,25 @@ func (e *encrypted) clearAddress(n *lab.Node) string {
 	return docker(e.t, n, "inspect", "--format", "{{.NetworkSettings.Networks."+clearNet+".IPAddress}}", e.tasks[n])
 }
 
+// pingsInUDP: what leaves is ESP-in-UDP, and both inspect and the proof know it.
+func (e *encrypted) pingsInUDP(t *testing.T) {
+	e.pingAll()
+	a, b := e.nodes[0], e.nodes[1]
+	w := e.capture("ping")
+	docker(t, a, "exec", e.tasks[a], "ping", "-c", "10", "-i", "0.2", "-W", "5", e.addrs[b])
+	if c := w.stop(inUDP, inESP, inClear); c[0] < 20 || c[1]+c[2] != 0 {
+		t.Errorf("%d packets of ESP-in-UDP, %d of ESP, %d in clear", c[0], c[1], c[2])
+	}
+	says(t, run(t, a, "netdriver", "prove", secretNet), "HEALTHY", "20 of 20 left as ESP, 0 in clear")
+	r, err := e.report(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "1388 = 1500 underlay − 70 VXLAN − 42 ESP"; r.MTU.Derived != want || !slices.Equal(r.Encryption.Encap, []uint16{4500}) {
+		t.Errorf("MTU %q, want %q; ports %v of ESP-in-UDP, want 4500", r.MTU.Derived, want, r.Encryption.Encap)
+	}
+}
+
 // bulk sends 3 MB each way between two tasks: segments beyond the MTU, cut up by the kernel. The listener's input stays open:
 // its end would close the connection.
 func (e *encrypted) bulk(t *testing.T) {
@@ -256,7 +313,7 @@ func (e *encrypted) bulk(t *testing.T) {
 		})
 		t.Logf("3 MB from %s to %s in %s", from.Name, to.Name, time.Since(begin))
 	}
-	if c := w.stop(inESP, inClear, "ip[6:2] & 0x3fff != 0"); c[0] < 3000 || c[1] != 0 || c[2] != 0 {
+	if c := w.stop(inESP+" or "+inUDP, inClear, fragments); c[0] < 3000 || c[1] != 0 || c[2] != 0 {
 		t.Errorf("%d packets of ESP, %d in clear, %d fragments", c[0], c[1], c[2])
 	}
 }
@@ -293,11 +350,17 @@ func (e *encrypted) flushed(t *testing.T) {
 		if c := w.stop(inESP, inClear); c[0] < 10 || c[1] != 0 {
 			t.Errorf("flushed: %d packets of ESP, %d in clear", c[0], c[1])
 		}
-		t.Logf("%s flushed: %d of %d pings lost", c.what, sent-got, sent)
+		outage := time.Duration(sent-got) * floodEvery
+		t.Logf("%s flushed: %d of %d pings lost, that is %s", c.what, sent-got, sent, outage)
+		if outage > n.Patience(time.Second) {
+			t.Errorf("%s flushed: healed after %s", c.what, outage)
+		}
 		e.pingAll()
 		says(t, run(t, n, "ip", "xfrm", "policy"), "dport 4790", "action block")
 	}
 }
+
+const floodEvery = 100 * time.Millisecond
 
 // flood pings an address ten times a second until stop, which returns how many were sent and answered.
 func (e *encrypted) flood(n *lab.Node, addr string) (stop func() (sent, received int)) {
@@ -323,54 +386,72 @@ func (e *encrypted) flood(n *lab.Node, addr string) (stop func() (sent, received
 	}
 }
 
-// rekeyed: keys change again and again under a flood of pings and a stream of TCP, and none of it is lost.
-func (e *encrypted) rekeyed(t *testing.T) {
+// rekeyed: keys change so many times under a flood of pings and a stream of TCP. None of it is lost, and no packet lacks a key.
+func (e *encrypted) rekeyed(t *testing.T, times uint64) {
 	a, b := e.nodes[0], e.nodes[1]
-	first, err := e.report(a)
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := e.keys()
+	drops := map[*lab.Node]string{a: xfrmDrops(t, a), b: xfrmDrops(t, b)}
 	w := e.capture("rekey")
 	stop := e.flood(a, e.addrs[b])
-	docker(t, b, "exec", "--detach", e.tasks[b], "sh", "-c", "sleep 600 | nc -l -p 9001 | wc -c >/tmp/stream")
+	docker(t, b, "exec", "--detach", e.tasks[b], "sh", "-c", "sleep 10000 | nc -l -p 9001 >/tmp/got; touch /tmp/ended")
 	time.Sleep(time.Second)
-	const chunks = 70
-	docker(t, a, "exec", e.tasks[a], "sh", "-c", fmt.Sprintf(
-		"for i in $(seq %d); do head -c 10000 /dev/zero; sleep 1; done | timeout 200 nc %s 9001", chunks, e.addrs[b]))
-	e.within(20*time.Second, func() error {
-		got, err := b.Docker(t.Context(), "exec", e.tasks[b], "cat", "/tmp/stream")
-		if err == nil && strings.TrimSpace(got) != fmt.Sprint(chunks*10000) {
-			err = fmt.Errorf("the stream brought %q bytes of %d", got, chunks*10000)
+	docker(t, a, "exec", "--detach", e.tasks[a], "sh", "-c",
+		"while [ ! -e /tmp/stop ]; do head -c 10000 /dev/urandom; sleep 0.2; done | tee /tmp/sent | nc "+e.addrs[b]+" 9001")
+	begin := time.Now()
+	e.within(100*time.Second, func() error {
+		time.Sleep(5 * time.Second)
+		if n := e.keys() - first; n < times {
+			return fmt.Errorf("only %d new keys", n)
 		}
-		return err
+		return nil
 	})
+	t.Logf("%d new keys in %s", e.keys()-first, time.Since(begin))
+	docker(t, a, "exec", e.tasks[a], "touch", "/tmp/stop")
+	sum := func(n *lab.Node, file string) string {
+		out := docker(t, n, "exec", e.tasks[n], "sh", "-c", "wc -c <"+file+"; md5sum <"+file)
+		return strings.Join(strings.Fields(out), " ")
+	}
+	e.within(20*time.Second, func() error {
+		if sent, got := sum(a, "/tmp/sent"), sum(b, "/tmp/got"); sent != got {
+			return fmt.Errorf("the stream brought %s of %s", got, sent)
+		}
+		return nil
+	})
+	if _, err := b.Docker(t.Context(), "exec", e.tasks[b], "test", "-e", "/tmp/ended"); err == nil {
+		t.Error("the connection was reset")
+	}
 	sent, received := stop()
-	last, err := e.report(a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if last.Encryption.Epoch < first.Encryption.Epoch+3 {
-		t.Errorf("epoch %d before and %d afterwards: no key has changed", first.Encryption.Epoch, last.Encryption.Epoch)
-	}
-	if sent < 200 || received < sent*19/20 { // an emulated host loses some by itself
+	t.Logf("%d of %d pings were answered, the stream brought %s", received, sent, sum(b, "/tmp/got"))
+	if sent < 200 || received < sent {
 		t.Errorf("%d of %d pings were answered", received, sent)
 	}
-	if c := w.stop(inESP, inClear); c[1] != 0 {
+	for n, was := range drops {
+		if now := xfrmDrops(t, n); now != was {
+			t.Errorf("%s lacked a key: its kernel had dropped %s before, and %s afterwards", n.Name, was, now)
+		}
+	}
+	if c := w.stop(inESP, inClear); c[0] < 2*sent || c[1] != 0 {
 		t.Errorf("%d packets of ESP, %d in clear", c[0], c[1])
 	}
-	for _, n := range e.nodes {
+}
+
+// keys is how many keys the first two nodes have made, both together.
+func (e *encrypted) keys() (sum uint64) {
+	e.t.Helper()
+	for _, n := range e.nodes[:2] {
 		r, err := e.report(n)
 		if err != nil {
-			t.Fatal(err)
+			e.t.Fatal(err)
 		}
-		for _, p := range r.Encryption.Pairs {
-			for _, sa := range p.SAs {
-				if sa.Forged+sa.Replayed+sa.Late > 0 {
-					t.Errorf("%s: %+v", n.Name, sa)
-				}
-			}
-		}
+		sum += r.Encryption.Epoch
 	}
+	return sum
+}
+
+// xfrmDrops is what a node's kernel has dropped for want of a key, by a wrong one or for a policy.
+func xfrmDrops(t *testing.T, n *lab.Node) string {
+	t.Helper()
+	return strings.Join(strings.Fields(run(t, n, "sed", "/\t0$/d", "/proc/net/xfrm_stat")), " ")
 }
 
 // killed: a daemon that is killed takes nothing along, and goes on when it is back.
@@ -382,12 +463,13 @@ func (e *encrypted) killed(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(5 * time.Second)
-	if err := n.StartDaemon(t.Context(), lab.DaemonConfig{Args: []string{"--log-level", "debug"}}); err != nil {
+	if err := n.StartDaemon(t.Context(), e.daemon); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(25 * time.Second) // a key's life
 	sent, received := stop()
-	if received < sent*19/20 {
+	t.Logf("%d of %d pings were answered", received, sent)
+	if received < sent {
 		t.Errorf("%d of %d pings were answered", received, sent)
 	}
 	if c := w.stop(inESP, inClear); c[0] == 0 || c[1] != 0 {
@@ -397,11 +479,16 @@ func (e *encrypted) killed(t *testing.T) {
 	says(t, run(t, n, "netdriver", "prove", secretNet), "HEALTHY")
 }
 
-// removed: nobody shares a key with a node that was removed from the cluster.
+// removed: nobody shares a key with a node that was removed from the cluster. Its kernel goes on sending with the keys that it has:
+// before, these packets arrive; afterwards they are dropped and counted.
 func (e *encrypted) removed(t *testing.T) {
 	gone, left := e.nodes[2], e.nodes[0]
 	if err := gone.KillDaemon(); err != nil {
 		t.Fatal(err)
+	}
+	before := e.echoes(left)
+	if err := ping(t, gone, e.tasks[gone], e.addrs[left]); err != nil || e.echoes(left) == before {
+		t.Fatalf("before it is removed a node whose daemon has ended sends %d packets: %v", e.echoes(left)-before, err)
 	}
 	run(t, e.Nodes[0], "netdriver", "cluster", "remove", "--force", gone.Name)
 	e.within(5*time.Second, func() error {
@@ -415,6 +502,25 @@ func (e *encrypted) removed(t *testing.T) {
 	if err := ping(t, left, e.tasks[left], e.addrs[gone]); err == nil {
 		t.Error("the removed node's task is still reached")
 	}
+	before = e.echoes(left)
+	drops, err := e.report(left)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := e.capture("removed")
+	if err := ping(t, gone, e.tasks[gone], e.addrs[left]); err == nil || e.echoes(left) != before {
+		t.Errorf("%d packets of the removed node arrive", e.echoes(left)-before)
+	}
+	if c := w.stop(fmt.Sprintf("%s and src host %s and dst host %s", inESP, gone.Addr, left.Addr)); c[0] == 0 {
+		t.Error("the removed node sends nothing: there was nothing to drop")
+	}
+	e.within(10*time.Second, func() error {
+		r, err := e.report(left)
+		if was := drops.Encryption.Drops.Unknown; err == nil && r.Encryption.Drops.Unknown == was {
+			err = fmt.Errorf("inspect counts %d packets of no key, as before", was)
+		}
+		return err
+	})
 	if err := ping(t, left, e.tasks[left], e.addrs[e.nodes[1]]); err != nil {
 		t.Errorf("the others: %v", err)
 	}

@@ -16,7 +16,7 @@ import (
 // manager's kernel has no ESP: it makes the network for the others, and takes no task of it.
 func TestVirtualEncryptedService(t *testing.T) {
 	s := makeSwarm(t, managedDriver, lab.Config{Nodes: 3, Kernels: map[int]lab.Kernel{2: {}, 3: {}}},
-		func(s *swarm, _ context.Context) error { return found(s.t, s.Nodes) })
+		func(s *swarm, _ context.Context) error { return found(s.t, s.Nodes, debugging()) })
 	e := &encrypted{cluster: s.cluster, t: t, nodes: s.Nodes[1:]}
 	const network = "vault" // as docs/encryption.md calls it
 	lines := commands(t, "docs/encryption.md")
