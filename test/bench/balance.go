@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane"
+	"github.com/netdriver/netdriver/test/e2e/lab"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -27,7 +28,7 @@ const (
 // straight way are left out.
 func againstIPVS(ctx context.Context, b *bench) ([]Result, error) {
 	modules := []string{"ip_vs", "ip_vs_rr", "xt_ipvs", "xt_mark", "iptable_nat", "iptable_mangle"}
-	results, err := virtually(ctx, b, modules, "^balance$")
+	results, err := virtually(ctx, b, lab.Kernel{Modules: modules}, "^balance$")
 	ours := results[:0]
 	for _, r := range results {
 		if r.Target > 0 {
@@ -44,7 +45,7 @@ func againstIPVS(ctx context.Context, b *bench) ([]Result, error) {
 // balancing measures what a service's virtual address costs against none, and against Docker's way where the kernel has
 // IPVS.
 func balancing(ctx context.Context, b *bench) ([]Result, error) {
-	bed, err := newTestbed(ctx, b.dir)
+	bed, err := newTestbed(ctx, b.dir, inClear())
 	if err != nil {
 		return nil, err
 	}

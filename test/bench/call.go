@@ -26,12 +26,11 @@ type engine struct {
 	client *http.Client
 }
 
-func newEngine(socket string) *engine {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}
+func newEngine(dial func(context.Context) (net.Conn, error)) *engine {
 	// As many idle connections as there are calls at once: Docker, too, keeps its connections.
-	transport := &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 64}
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }, MaxIdleConnsPerHost: 64,
+	}
 	return &engine{client: &http.Client{Transport: transport, Timeout: 30 * time.Second}}
 }
 
@@ -71,8 +70,13 @@ type dockerNetwork struct {
 	id, poolID string
 }
 
-// createNetwork does what `docker network create --opt network=NAME --subnet SUBNET` does.
-func (e *engine) createNetwork(ctx context.Context, name, subnet string) (*dockerNetwork, error) {
+// createNetwork does what `docker network create --opt network=NAME --subnet SUBNET` does. More options are names, each followed by
+// its value.
+func (e *engine) createNetwork(ctx context.Context, name, subnet string, more ...string) (*dockerNetwork, error) {
+	options := map[string]string{"network": name}
+	for i := 0; i+1 < len(more); i += 2 {
+		options[more[i]] = more[i+1]
+	}
 	var spaces ipam.AddressSpacesResponse
 	if err := e.call(ctx, "IpamDriver.GetDefaultAddressSpaces", plugin.Empty{}, &spaces); err != nil {
 		return nil, err
@@ -94,7 +98,7 @@ func (e *engine) createNetwork(ctx context.Context, name, subnet string) (*docke
 	n := &dockerNetwork{engine: e, id: newID(), poolID: pool.PoolID}
 	return n, e.call(ctx, "NetworkDriver.CreateNetwork", network.CreateNetworkRequest{
 		NetworkID: n.id,
-		Options:   map[string]any{"com.docker.network.generic": map[string]string{"network": name}},
+		Options:   map[string]any{"com.docker.network.generic": options},
 		IPv4Data: []*network.IPAMData{{
 			AddressSpace: spaces.LocalDefaultAddressSpace, Pool: pool.Pool, Gateway: gateway.Address,
 		}},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,19 +19,20 @@ func storeURL(n *lab.Node) string { return fmt.Sprintf("https://%s", netip.AddrP
 
 // withCluster is withDaemons where there is no Docker engine: f plays its part.
 func withCluster(ctx context.Context, b *bench, nodes int, f func(*lab.Lab) ([]Result, error)) ([]Result, error) {
-	return withDaemons(ctx, b, nodes, []string{"--docker-host", ""}, f)
+	return withDaemons(ctx, b, lab.Config{Nodes: nodes}, []string{"--docker-host", ""}, f)
 }
 
 // withDaemons makes nodes that each run the real daemon, the first with the embedded store, the others as its clients
 // over mutual TLS, calls f and removes all of it.
 func withDaemons(
-	ctx context.Context, b *bench, nodes int, args []string, f func(*lab.Lab) ([]Result, error),
+	ctx context.Context, b *bench, config lab.Config, args []string, f func(*lab.Lab) ([]Result, error),
 ) (results []Result, err error) {
 	dir, err := os.MkdirTemp(b.dir, "lab-")
 	if err != nil {
 		return nil, err
 	}
-	l, err := lab.New(ctx, lab.Config{Nodes: nodes, Binary: b.binary, Dir: dir})
+	config.Binary, config.Dir = b.binary, dir
+	l, err := lab.New(ctx, config)
 	if err != nil {
 		return nil, err
 	}
@@ -74,16 +76,18 @@ func startDaemons(ctx context.Context, l *lab.Lab, args []string) error {
 
 // engineOf plays dockerd on a node.
 func engineOf(n *lab.Node) *engine {
-	return newEngine(n.Path("/run/docker/plugins/custom-overlay.sock"))
+	return newEngine(func(ctx context.Context) (net.Conn, error) {
+		return n.Dial(ctx, "/run/docker/plugins/custom-overlay.sock")
+	})
 }
 
-// virtually runs benchmarks in a node with a kernel of its own that has the modules.
-func virtually(ctx context.Context, b *bench, modules []string, names string) (results []Result, err error) {
+// virtually runs benchmarks in a node with a kernel of its own.
+func virtually(ctx context.Context, b *bench, kernel lab.Kernel, names string) (results []Result, err error) {
 	dir, err := os.MkdirTemp(b.dir, "lab-")
 	if err != nil {
 		return nil, err
 	}
-	l, err := lab.New(ctx, lab.Config{Nodes: 1, Virtual: true, Kernel: lab.Kernel{Modules: modules}, Dir: dir})
+	l, err := lab.New(ctx, lab.Config{Nodes: 1, Virtual: true, Kernel: kernel, Dir: dir})
 	if err != nil {
 		return nil, err
 	}

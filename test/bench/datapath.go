@@ -15,7 +15,7 @@ const (
 
 // dataPath compares the kernel's work per packet in netdriver's layout and in that of Docker's overlay driver.
 func dataPath(ctx context.Context, b *bench) ([]Result, error) {
-	bed, err := newTestbed(ctx, b.dir)
+	bed, err := newTestbed(ctx, b.dir, inClear())
 	if err != nil {
 		return nil, err
 	}

@@ -39,17 +39,26 @@ type node struct {
 	want    dataplane.Network
 }
 
+// An overlay is what differs between networks in clear and encrypted ones: the MTU in either layout, and our UDP port.
+type overlay struct {
+	dockerMTU, ourMTU int
+	ourPort           uint16
+}
+
+func inClear() overlay { return overlay{overlayMTU, overlayMTU, vxlan.DefaultPort} }
+
 // A testbed is two nodes with one underlay between them and one container each. Both layouts are there at the same
 // time, over the same underlay, and each container has an interface in either, so that they can be measured in
 // turns.
 type testbed struct {
+	overlay
 	nodes [2]*node
 	close []func()
 }
 
 // newTestbed makes everything; dir is for what the data plane keeps in files.
-func newTestbed(ctx context.Context, dir string) (*testbed, error) {
-	b := &testbed{}
+func newTestbed(ctx context.Context, dir string, o overlay) (*testbed, error) {
+	b := &testbed{overlay: o}
 	err := b.make(ctx, dir)
 	if err != nil {
 		b.remove()
@@ -123,10 +132,10 @@ func (b *testbed) dockerLayout(n, peer *node) error {
 	b.close = append(b.close, sandbox.close)
 	n.sandbox = sandbox
 	tunnel := &netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: "vxlan0", MTU: overlayMTU},
+		LinkAttrs: netlink.LinkAttrs{Name: "vxlan0", MTU: b.dockerMTU},
 		VxlanId:   dockerVNI, Port: int(vxlan.DefaultPort), Learning: true, Proxy: true, L2miss: true, L3miss: true,
 	}
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", MTU: overlayMTU}}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", MTU: b.dockerMTU}}
 	err = errors.Join(n.links.LinkAdd(tunnel), n.links.LinkSetNsFd(tunnel, int(sandbox.ns)),
 		sandbox.links.LinkAdd(bridge), sandbox.addressed("br0", "10.9.0.1/24"))
 	if err != nil {
@@ -137,7 +146,7 @@ func (b *testbed) dockerLayout(n, peer *node) error {
 		return err
 	}
 	port := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: "veth0", MTU: overlayMTU, MasterIndex: bridge.Index, TxQLen: 0},
+		LinkAttrs: netlink.LinkAttrs{Name: "veth0", MTU: b.dockerMTU, MasterIndex: bridge.Index, TxQLen: 0},
 		PeerName:  "eth0", PeerHardwareAddr: n.mac.HardwareAddr(), PeerNamespace: netlink.NsFd(int(n.container.ns)),
 	}
 	return errors.Join(
@@ -174,7 +183,8 @@ func (b *testbed) ourLayout(ctx context.Context, runDir string, n, peer *node) e
 	b.close = append(b.close, remove)
 	endpoint := strings.Repeat("e", 12) + fmt.Sprint(n.vtep.As4()[3])
 	want := emptyNetwork(n.vtep, "ul")
-	want.Ports = []dataplane.Port{{Endpoint: endpoint, MAC: n.mac, MTU: overlayMTU, Up: true, Enslaved: true}}
+	want.Bridge.MTU, want.VXLAN.MTU, want.VXLAN.Port = b.ourMTU, b.ourMTU, b.ourPort
+	want.Ports = []dataplane.Port{{Endpoint: endpoint, MAC: n.mac, MTU: b.ourMTU, Up: true, Enslaved: true}}
 	want.FDB = []dataplane.FDBEntry{
 		{VTEP: peer.vtep}, {MAC: peer.mac}, {MAC: peer.mac, VTEP: peer.vtep}, {MAC: n.mac, Port: endpoint},
 	}

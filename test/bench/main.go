@@ -43,6 +43,8 @@ func benchmarks() []benchmark {
 		{"services", servicesProgrammed},
 		{"balance", balancing},
 		{"ipvs", againstIPVS},
+		{"esp", encryptedPath},
+		{"encrypted", encrypting},
 		{"attach", attaching},
 		{"bridge", attachingToBridges},
 		{"propagate", propagating},

@@ -36,7 +36,7 @@ const (
 // against that of Docker's own overlay, with real Docker engines.
 func replicating(ctx context.Context, b *bench) ([]Result, error) {
 	const plugin = "custom-overlay:latest"
-	return withDaemons(ctx, b, 3, nil, func(l *lab.Lab) ([]Result, error) {
+	return withDaemons(ctx, b, lab.Config{Nodes: 3}, nil, func(l *lab.Lab) ([]Result, error) {
 		if err := l.StartDocker(ctx); err != nil {
 			return nil, err
 		}

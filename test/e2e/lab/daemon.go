@@ -86,7 +86,7 @@ func (n *Node) activate(ctx context.Context) error {
 // Call makes one of dockerd's calls at a socket in the node, with a request that becomes JSON, and returns the answer.
 func (n *Node) Call(ctx context.Context, socket, method string, request any) ([]byte, error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return n.dial(ctx, socket)
+		return n.Dial(ctx, socket)
 	}}
 	defer transport.CloseIdleConnections()
 	var body []byte

@@ -50,7 +50,7 @@ func (n *Node) StartDocker(ctx context.Context, args ...string) error {
 	}
 	n.docker = p
 	answers := func(ctx context.Context) error {
-		connection, err := n.dial(ctx, dockerSocket)
+		connection, err := n.Dial(ctx, dockerSocket)
 		if err != nil {
 			return err
 		}

@@ -238,8 +238,8 @@ func (n *Node) across(args []string) []string {
 	return append([]string{n.lab.agent(), "run", inside.Addr().String()}, args...)
 }
 
-// dial connects to a unix socket in the node.
-func (n *Node) dial(ctx context.Context, path string) (net.Conn, error) {
+// Dial connects to a unix socket in the node.
+func (n *Node) Dial(ctx context.Context, path string) (net.Conn, error) {
 	if !n.virtual() {
 		return new(net.Dialer).DialContext(ctx, "unix", n.Path(path))
 	}
