@@ -162,10 +162,12 @@ func measure(ctx context.Context, o options) (err error) {
 func runAll(ctx context.Context, b *bench, table string, chosen *regexp.Regexp) ([]Result, error) {
 	var results []Result
 	var errs []error
+	matched := false
 	for _, m := range tables()[table] {
 		if !chosen.MatchString(m.name) || ctx.Err() != nil {
 			continue
 		}
+		matched = true
 		load, err := busy(time.Second)
 		if err != nil {
 			return results, err
@@ -183,7 +185,7 @@ func runAll(ctx context.Context, b *bench, table string, chosen *regexp.Regexp) 
 		}
 		results = append(results, got...)
 	}
-	if len(results) == 0 && len(errs) == 0 {
+	if !matched {
 		errs = append(errs, fmt.Errorf("no benchmark matches -run %s", chosen))
 	}
 	return results, errors.Join(append(errs, ctx.Err())...)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/diag"
@@ -81,21 +82,44 @@ func newEncrypted(t *testing.T, virtual int, ipv6 bool, daemon lab.DaemonConfig,
 	if err := l.StartDocker(t.Context(), dockerArgs()...); err != nil {
 		t.Fatal(err)
 	}
+	var group errgroup.Group
 	for i, n := range e.nodes {
-		docker(t, n, createArgs(clearNet, "--subnet", "10.150.2.0/24")...)
-		// The first one loads the kernel's modules for all ciphers, which is slow here.
-		e.within(20*time.Second, func() error {
-			_, err := n.Docker(t.Context(), createArgs(secretNet, append([]string{"--subnet", "10.150.1.0/24", "--opt", "encrypted"}, options...)...)...)
-			return err
-		})
 		e.addrs[n] = fmt.Sprintf("10.150.1.%d", 11+i)
 		e.tasks[n] = "task"
-		docker(t, n, "create", "--name", "task", "--network", secretNet, "--ip", e.addrs[n], lab.Image, "sleep", "10000")
-		docker(t, n, "network", "connect", clearNet, "task")
-		docker(t, n, "start", "task")
+		group.Go(func() error { return e.start(n, e.addrs[n], options) })
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
 	}
 	t.Logf("cluster, networks and containers in %s", time.Since(begin))
 	return e
+}
+
+// start makes both networks on a node and the task in them.
+func (e *encrypted) start(n *lab.Node, addr string, options []string) error {
+	ctx := e.t.Context()
+	// The first one loads the kernel's modules for all ciphers, which is slow here.
+	secret := createArgs(secretNet, append([]string{"--subnet", "10.150.1.0/24", "--opt", "encrypted"}, options...)...)
+	for end := time.Now().Add(n.Patience(30 * time.Second)); ; time.Sleep(2 * time.Second) {
+		_, err := n.Docker(ctx, secret...)
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			return err
+		}
+	}
+	for _, command := range [][]string{
+		createArgs(clearNet, "--subnet", "10.150.2.0/24"),
+		{"create", "--name", "task", "--network", secretNet, "--ip", addr, lab.Image, "sleep", "10000"},
+		{"network", "connect", clearNet, "task"},
+		{"start", "task"},
+	} {
+		if _, err := n.Docker(ctx, command...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // within tries until do succeeds; the limit is that of namespace nodes.
