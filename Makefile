@@ -55,7 +55,7 @@ page: ## the page about the cluster in a real browser; pictures in out/page (roo
 
 .PHONY: virtual
 virtual: build ## end-to-end tests on hosts with kernels of their own; slow (root)
-	go test -tags e2e,virtual -count=1 -v -timeout 60m -run 'Virtual' ./test/e2e
+	go test -tags e2e,virtual -count=1 -v -timeout 120m -run 'Virtual' ./test/e2e
 
 .PHONY: bench
 bench: build ## side by side with the layout of Docker's overlay (root)
