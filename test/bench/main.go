@@ -45,6 +45,8 @@ func benchmarks() []benchmark {
 		{"ipvs", againstIPVS},
 		{"esp", encryptedPath},
 		{"encrypted", encrypting},
+		{"encrypted-aes", encryptingWithAES},
+		{"encrypted-attach", attachingEncrypted},
 		{"attach", attaching},
 		{"bridge", attachingToBridges},
 		{"propagate", propagating},
