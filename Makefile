@@ -61,6 +61,10 @@ virtual: build ## end-to-end tests on hosts with kernels of their own; slow (roo
 bench: build ## side by side with the layout of Docker's overlay (root)
 	go run ./test/bench
 
+.PHONY: bench-encryption
+bench-encryption: build ## side by side with the layout of Docker's encrypted overlay, on virtual nodes (root)
+	go run ./test/bench -table encryption
+
 .PHONY: bench-volumes
 bench-volumes: build ## backups against tar, zstd and restic; NFS through a volume against a plain mount (root)
 	go run ./test/bench -table volumes

@@ -314,7 +314,7 @@ func TestRealKernelsOverOtherUnderlays(t *testing.T) {
 			}
 			t.Run("linux", func(t *testing.T) {
 				l.reached(20 * time.Second)
-				l.rekeyed(t, 10*time.Second, 3)
+				l.rekeyed(t, 10*time.Second, 3, .01)
 			})
 		})
 	}
@@ -370,7 +370,7 @@ func (l *realLab) withESP(t *testing.T) {
 	l.reached(20 * time.Second)
 	a, b := l.hosts[0], l.hosts[1]
 
-	t.Run("rekeyed each second", func(t *testing.T) { l.rekeyed(t, 40*time.Second, 10) })
+	t.Run("rekeyed each second", func(t *testing.T) { l.rekeyed(t, 40*time.Second, 10, 0) })
 
 	t.Run("flushed", func(t *testing.T) {
 		for _, c := range []string{
@@ -434,9 +434,9 @@ func (l *realLab) withESP(t *testing.T) {
 	})
 }
 
-// rekeyed floods for some time in which keys change each second, at least so many times: nothing is lost, and no packet
-// lacks a key.
-func (l *realLab) rekeyed(t *testing.T, d time.Duration, least uint64) {
+// rekeyed floods for some time in which keys change each second, at least so many times: no packet lacks a key, and nothing is
+// lost but a part that is tolerated.
+func (l *realLab) rekeyed(t *testing.T, d time.Duration, least uint64, tolerated float64) {
 	t.Helper()
 	a := l.hosts[0]
 	stop := l.capture()
@@ -450,13 +450,13 @@ func (l *realLab) rekeyed(t *testing.T, d time.Duration, least uint64) {
 	for _, f := range []func() (int, int){one, two} {
 		sent, got := f()
 		t.Logf("%d of %d pings were answered", got, sent)
-		if got < sent || got == 0 {
+		if got < sent-int(float64(sent)*tolerated) || got == 0 {
 			t.Errorf("%d of %d pings were answered", got, sent)
 		}
 		sum += got
 	}
 	for i, h := range l.hosts {
-		if t.Failed() {
+		if sum < 2*int(d/pingEvery) {
 			t.Logf("%s:\n%s", h.node.Name, nettest.Sh(t, h.ns, "ip -s -s link show vx; ip -s -s link show eth0; ip -s neigh; grep -v '[^0-9]0$' /proc/net/snmp6; cat /proc/net/snmp /proc/net/softnet_stat"))
 		}
 		if now := h.drops(); now != was[i] {

@@ -28,7 +28,7 @@ const (
 // straight way are left out.
 func againstIPVS(ctx context.Context, b *bench) ([]Result, error) {
 	modules := []string{"ip_vs", "ip_vs_rr", "xt_ipvs", "xt_mark", "iptable_nat", "iptable_mangle"}
-	results, err := virtually(ctx, b, lab.Kernel{Modules: modules}, "^balance$")
+	results, err := virtually(ctx, b, lab.Kernel{Modules: modules}, "", "^balance$")
 	ours := results[:0]
 	for _, r := range results {
 		if r.Target > 0 {

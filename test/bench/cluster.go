@@ -81,8 +81,8 @@ func engineOf(n *lab.Node) *engine {
 	})
 }
 
-// virtually runs benchmarks in a node with a kernel of its own.
-func virtually(ctx context.Context, b *bench, kernel lab.Kernel, names string) (results []Result, err error) {
+// virtually runs benchmarks of a table in a node with a kernel of its own.
+func virtually(ctx context.Context, b *bench, kernel lab.Kernel, table, names string) (results []Result, err error) {
 	dir, err := os.MkdirTemp(b.dir, "lab-")
 	if err != nil {
 		return nil, err
@@ -96,7 +96,7 @@ func virtually(ctx context.Context, b *bench, kernel lab.Kernel, names string) (
 	if err != nil {
 		return nil, err
 	}
-	out, err := l.Nodes[0].Exec(ctx, program, "-json", "-run", names, "-rounds", strconv.Itoa(b.rounds), "-binary", b.binary)
+	out, err := l.Nodes[0].Exec(ctx, program, "-json", "-table", table, "-run", names, "-rounds", strconv.Itoa(b.rounds), "-binary", b.binary)
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,11 @@ const (
 	attachedInTurns = 60
 )
 
+// encryptionBenchmarks are those of `make bench-encryption`.
+func encryptionBenchmarks() []benchmark {
+	return []benchmark{{"esp", encryptedPath}, {"no-aes", encrypting}, {"aes", encryptingWithAES}, {"attach", attachingEncrypted}}
+}
+
 // espKernel is that of a virtual node which encrypts.
 func espKernel(cpu string) lab.Kernel {
 	return lab.Kernel{CPU: cpu, Modules: []string{"esp4", "esp6", "xt_policy", "xt_bpf", "xt_mark"}}
@@ -37,7 +42,7 @@ func encryptingWithAES(ctx context.Context, b *bench) ([]Result, error) {
 }
 
 func encryptingOn(ctx context.Context, b *bench, cpu, what string) ([]Result, error) {
-	results, err := virtually(ctx, b, espKernel(cpu), "^esp$")
+	results, err := virtually(ctx, b, espKernel(cpu), "encryption", "^esp$")
 	if err == nil && len(results) == 0 {
 		err = errors.New("the virtual node's kernel has no ESP")
 	}

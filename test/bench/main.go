@@ -32,7 +32,7 @@ type benchmark struct {
 
 // tables are the benchmarks of each table in the document.
 func tables() map[string][]benchmark {
-	return map[string][]benchmark{"": benchmarks(), "volumes": volumeBenchmarks()}
+	return map[string][]benchmark{"": benchmarks(), "volumes": volumeBenchmarks(), "encryption": encryptionBenchmarks()}
 }
 
 func benchmarks() []benchmark {
@@ -43,10 +43,6 @@ func benchmarks() []benchmark {
 		{"services", servicesProgrammed},
 		{"balance", balancing},
 		{"ipvs", againstIPVS},
-		{"esp", encryptedPath},
-		{"encrypted", encrypting},
-		{"encrypted-aes", encryptingWithAES},
-		{"encrypted-attach", attachingEncrypted},
 		{"attach", attaching},
 		{"bridge", attachingToBridges},
 		{"propagate", propagating},
@@ -86,7 +82,7 @@ func main() {
 	flag.BoolVar(&o.json, "json", false, "print the results as JSON on the standard output, all else on the other")
 	flag.StringVar(&o.binary, "binary", "bin/netdriver", "the netdriver program, built by make build")
 	flag.StringVar(&o.doc, "doc", "docs/benchmarks.md", "the document for -write")
-	flag.StringVar(&o.table, "table", "", "which table of benchmarks: volumes, or empty for networks")
+	flag.StringVar(&o.table, "table", "", "which table of benchmarks: volumes, encryption, or empty for networks")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
