@@ -22,11 +22,11 @@ const (
 // attachingToBridges compares how long a real Docker engine takes to attach a container to a network with mode=bridge with what
 // it takes for a bridge network of its own.
 func attachingToBridges(ctx context.Context, b *bench) ([]Result, error) {
-	return withDaemons(ctx, b, 1, nil, func(l *lab.Lab) ([]Result, error) {
+	return withDaemons(ctx, b, lab.Config{Nodes: 1}, nil, func(l *lab.Lab) ([]Result, error) {
 		if err := l.StartDocker(ctx); err != nil {
 			return nil, err
 		}
-		a := attaches{node: l.Nodes[0], docker: newEngine(l.Nodes[0].Path("/run/docker.sock"))}
+		a := attaches{node: l.Nodes[0], docker: engineAt(l.Nodes[0], "/run/docker.sock")}
 		defer a.docker.close()
 		if err := a.prepare(ctx); err != nil {
 			return nil, err

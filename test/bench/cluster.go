@@ -75,10 +75,11 @@ func startDaemons(ctx context.Context, l *lab.Lab, args []string) error {
 }
 
 // engineOf plays dockerd on a node.
-func engineOf(n *lab.Node) *engine {
-	return newEngine(func(ctx context.Context) (net.Conn, error) {
-		return n.Dial(ctx, "/run/docker/plugins/custom-overlay.sock")
-	})
+func engineOf(n *lab.Node) *engine { return engineAt(n, "/run/docker/plugins/custom-overlay.sock") }
+
+// engineAt makes calls at a socket in a node.
+func engineAt(n *lab.Node, socket string) *engine {
+	return newEngine(func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, socket) })
 }
 
 // virtually runs benchmarks of a table in a node with a kernel of its own.

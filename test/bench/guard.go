@@ -25,7 +25,7 @@ const (
 func guarding(ctx context.Context, b *bench) ([]Result, error) {
 	var beds [3]*testbed
 	for i, protect := range []func(context.Context, *node, *node) error{nil, guardAlone, guardMany} {
-		bed, err := newTestbed(ctx, filepath.Join(b.dir, fmt.Sprint("guard", i)))
+		bed, err := newTestbed(ctx, filepath.Join(b.dir, fmt.Sprint("guard", i)), inClear())
 		if err != nil {
 			return nil, err
 		}
