@@ -3,7 +3,6 @@ package diag
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 
@@ -102,7 +101,7 @@ func (f facts) rows() []Endpoint {
 func (f facts) subnets() []Subnet {
 	out := []Subnet{}
 	for _, p := range f.network.Subnets {
-		s := Subnet{Subnet: p, Gateway: f.pools[p].Gateway, Usable: usable(p), Used: f.counts[p]}
+		s := Subnet{Subnet: p, Gateway: f.pools[p].Gateway, Usable: store.Usable(p), Used: f.counts[p]}
 		if ls := f.leases[p]; len(ls) > 0 {
 			s.Used = 0
 			for _, l := range ls {
@@ -143,21 +142,6 @@ func (f facts) addressesIn(p netip.Prefix) uint64 {
 		}
 	}
 	return n
-}
-
-// usable is how many addresses of p can be given out: not IPv4's network and broadcast address (RFC 1122 §3.2.1.3),
-// which a /31 or /32 has not (RFC 3021), nor IPv6's subnet-router anycast address (RFC 4291 §2.6.1).
-func usable(p netip.Prefix) uint64 {
-	host := p.Addr().BitLen() - p.Bits()
-	switch {
-	case host >= 64:
-		return math.MaxUint64
-	case p.Addr().Is4() && host < 2, host == 0:
-		return 1 << host
-	case p.Addr().Is4():
-		return 1<<host - 2
-	}
-	return 1<<host - 1
 }
 
 // mtu explains a network's MTU by this node's underlay.

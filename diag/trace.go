@@ -491,7 +491,7 @@ func (f facts) nobodyAt(a netip.Addr, from party) []Finding {
 			}
 		}
 		what := "no container has it: nobody was given this address, or its container has stopped"
-		if n := usable(subnet); n > 1 && (a == subnet.Masked().Addr() || !subnet.Contains(a.Next())) {
+		if n := store.Usable(subnet); n > 1 && (a == subnet.Masked().Addr() || !subnet.Contains(a.Next())) {
 			what = "it is the subnet's first or last address, which no container gets"
 		}
 		return []Finding{finding("destination", Failed, a.String(),

@@ -123,7 +123,8 @@ func daemon(t *testing.T) (*Metrics, *store.Memory) {
 			{Task: "t2", Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.3")}, Draining: true},
 			{Task: "t3", Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.200")}},
 		},
-	})), store.Put(store.ServiceKey("web", "s2"), store.Encode(store.Service{ID: "s2", Name: "idle", Network: "web"})))
+	})), store.Put(store.ServiceKey("web", "s2"), store.Encode(store.Service{ID: "s2", Name: "broken", Network: "web"})),
+		store.Put(store.ServiceKey("web", "s3"), store.Encode(store.Service{ID: "s3", Name: "idle", Network: "web", Idle: true})))
 	put(store.Put(store.PoolKey(subnet), store.Encode(store.Pool{Subnet: subnet, Network: "web"})))
 	for i, name := range []string{"node1", "node2"} {
 		put(
@@ -228,10 +229,12 @@ func TestAScrapeTellsWhatTheDaemonDidAndKnows(t *testing.T) {
 		`netdriver_nodes{state="known"} 2`,
 		`netdriver_nodes{state="alive"} 1`,
 		`netdriver_pool_leases{pool="10.10.0.0/24"} 3`,
+		`netdriver_pool_usable_addresses{pool="10.10.0.0/24"} 254`,
 		`netdriver_network_lag_revisions{network="web"} 2`,
 		`netdriver_store_up 1`,
 		`netdriver_services{network="web",ready="yes"} 1`,
 		`netdriver_services{network="web",ready="no"} 1`,
+		`netdriver_services{network="web",ready="idle"} 1`,
 		`netdriver_service_backends{network="web",state="ready"} 1`,
 		`netdriver_service_backends{network="web",state="draining"} 1`,
 		`netdriver_service_backends{network="web",state="no endpoint"} 1`,
@@ -341,6 +344,8 @@ func document(t *testing.T, m *Metrics) string {
 			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), kind, labels(f), f.GetHelp())
 		}
 	}
+	b.WriteString("\nThree files in `deploy/` use them: `prometheus.yml` has a job that scrapes them, `netdriver.rules.yml` alerts, each with what it\n" +
+		"means and the command that finds the cause, and `grafana.json` is a dashboard: import it and choose your Prometheus.\n")
 	return b.String()
 }
 

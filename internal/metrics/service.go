@@ -25,7 +25,7 @@ func newServices(src Sources) *services {
 	return &services{
 		src: src,
 		count: desc("services",
-			"Services of a swarm in the networks that this node has, by whether a task takes new connections (yes, no).",
+			"Services of a swarm in the networks that this node has, by whether a task takes new connections (yes, no; idle: it is scaled to 0).",
 			"network", "ready"),
 		backends: desc("service_backends", "Tasks of these services, by state (ready, draining, no endpoint).",
 			"network", "state"),
@@ -78,13 +78,16 @@ func (s *services) read() map[string]served {
 				continue
 			}
 			n := served{
-				vni: r.Networks[network].VNI, names: map[string]string{}, ready: map[string]int{"yes": 0, "no": 0},
+				vni: r.Networks[network].VNI, names: map[string]string{}, ready: map[string]int{"yes": 0, "no": 0, "idle": 0},
 				backends: map[string]int{store.BackendReady: 0, store.BackendDraining: 0, store.BackendAbsent: 0},
 			}
 			holders := store.ByAddress(r.Endpoints[network])
 			for id, service := range all {
 				n.names[id] = service.Name
 				ready := "no"
+				if service.Idle {
+					ready = "idle"
+				}
 				for _, b := range service.Backends {
 					state, _ := b.State(holders)
 					n.backends[state]++

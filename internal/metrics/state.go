@@ -20,7 +20,7 @@ type state struct {
 	networks, endpoints, nodes    *prometheus.Desc
 	wanted, applied, lag          *prometheus.Desc
 	storeUp, storeRevision        *prometheus.Desc
-	leases, conflicts             *prometheus.Desc
+	leases, usable, conflicts     *prometheus.Desc
 	reads, runs, failures, drifts *prometheus.Desc
 }
 
@@ -60,6 +60,7 @@ func newState(src Sources) *state {
 		storeUp:       desc("store_up", "1 if the store answers, else 0."),
 		storeRevision: desc("store_revision", "The store's present revision."),
 		leases:        desc("pool_leases", "Leased addresses of a pool, reserved ones included.", "pool"),
+		usable:        desc("pool_usable_addresses", "Addresses of a pool that can be leased.", "pool"),
 		conflicts:     desc("address_conflicts", "Addresses of the cluster's networks that somebody outside the cluster was found to have."),
 		reads: desc("kernel_reads_total", "Networks read from the kernel, by data plane (overlay; host: macvlan, ipvlan, bridges of one "+
 			"host, and the host's own places).", "plane"),
@@ -73,7 +74,7 @@ func newState(src Sources) *state {
 // Describe implements prometheus.Collector.
 func (s *state) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		s.networks, s.endpoints, s.nodes, s.wanted, s.applied, s.lag, s.storeUp, s.storeRevision, s.leases, s.reads, s.runs,
+		s.networks, s.endpoints, s.nodes, s.wanted, s.applied, s.lag, s.storeUp, s.storeRevision, s.leases, s.usable, s.reads, s.runs,
 		s.failures, s.drifts, s.conflicts,
 	} {
 		ch <- d
@@ -172,6 +173,7 @@ func (s *state) fromStore(ctx context.Context, ch chan<- prometheus.Metric, here
 	for _, p := range pools {
 		if n, err := s.src.Store.Count(ctx, store.PoolLeases(p)); err == nil {
 			gauge(ch, s.leases, n, p.String())
+			ch <- prometheus.MustNewConstMetric(s.usable, prometheus.GaugeValue, float64(store.Usable(p)), p.String())
 		}
 	}
 	if n, err := s.src.Store.Count(ctx, store.ConflictPrefix); err == nil {
