@@ -144,8 +144,35 @@ func (i identity) end() error {
 			return fmt.Errorf("kill process %d: %w", i.PID, err)
 		}
 		time.Sleep(pollEvery)
+		if err := i.resume(); err != nil {
+			return err
+		}
 	}
 	return fmt.Errorf("process %d is still there %s after SIGKILL", i.PID, reapLimit)
+}
+
+// resume lets those go on that have put processes into the namespaces of this one: nsenter stops when its child is stopped, and a PID
+// namespace is there until somebody has waited for each child that came from outside of it.
+func (i identity) resume() error {
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	begin := fmt.Sprintf("nsenter\x00--target\x00%d\x00", i.PID)
+	for _, name := range lines {
+		text, err := os.ReadFile(name)
+		if err != nil || !strings.HasPrefix(string(text), begin) {
+			continue // or it has ended
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil {
+			return err
+		}
+		if err := unix.Kill(pid, unix.SIGCONT); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("resume process %d: %w", pid, err)
+		}
+	}
+	return nil
 }
 
 // removeCgroups removes the lab's control groups: of every controller where they are mounted one by one (version

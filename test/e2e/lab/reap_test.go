@@ -3,7 +3,12 @@ package lab
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Process ids are used again: only the same id with the same start time is the same process.
@@ -27,6 +32,33 @@ func TestIdentityIsNotFooledByAProcessIDUsedAgain(t *testing.T) {
 	go child.Wait()
 	if err := recorded.end(); err != nil || recorded.alive() {
 		t.Errorf("the recorded process is still there (%v)", err)
+	}
+}
+
+// A test that stops a daemon and is killed leaves an nsenter that is stopped, too, and waits for nobody.
+func TestAStoppedProcessDoesNotKeepItsNodesNamespace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("namespaces need root")
+	}
+	start := func(args ...string) (child int) {
+		t.Helper()
+		p, err := start(exec.Command(args[0], args[1:]...), filepath.Join(t.TempDir(), "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.pid
+	}
+	init, err := identify(start("unshare", "--pid", "--fork", "sleep", "1000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := start("nsenter", "--target", strconv.Itoa(init.PID), "--pid", "sleep", "1000")
+	if err := unix.Kill(inside, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond) // until nsenter has stopped as well
+	if err := init.end(); err != nil {
+		t.Error(err)
 	}
 }
 
