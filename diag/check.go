@@ -47,6 +47,8 @@ type Site struct {
 	DataDir string `json:"dataDir"`
 	// Certificates are files that are used for the store, if there are any.
 	Certificates []string `json:"certificates,omitempty"`
+	// Ports are the TCP ports that nodes use between them, with what for.
+	Ports map[uint16]string `json:"ports,omitempty"`
 	// Sockets are those that Docker and commands use, Docker the URL of the engine.
 	Sockets []string `json:"sockets,omitempty"`
 }
@@ -230,14 +232,47 @@ func checkFilter(_ context.Context, e *examiner) []Finding {
 		if r.Table == "netdriver" || strings.Contains(strings.ToLower(r.Chain+text), "netdriver") {
 			continue
 		}
+		counted := "it counts nothing"
+		if r.Counted {
+			counted = fmt.Sprintf("%d packets so far", r.Packets)
+		}
 		for _, nw := range e.mine {
-			if port := fmt.Sprint(nw.Port); slices.Contains(strings.FieldsFunc(text, notDigit), port) && strings.Contains(text, "dport") {
+			if mentions(text, nw.Port) {
 				out = append(out, finding("filter", Failed, e.here("packet filter"), "remove that rule, or accept the cluster's nodes before it",
-					"a rule drops UDP port %d, which network %s uses: %s", nw.Port, nw.Name, text).because("%d packets so far", r.Packets))
+					"a rule drops UDP port %d, which network %s uses: %s", nw.Port, nw.Name, text).because("%s", counted))
+			}
+		}
+		for port, use := range e.site.Ports {
+			if mentions(text, port) && strings.Contains(text, "tcp") {
+				out = append(out, finding("filter", Degraded, e.here("packet filter"), "remove that rule, or accept the cluster's nodes before it",
+					"a rule drops TCP port %d, %s: %s", port, use, text).because("%s", counted))
 			}
 		}
 	}
-	return unique(out)
+	return unique(append(out, e.closedTo()...))
+}
+
+// closedTo finds chains that drop by default what other nodes send, and have no rule that accepts it.
+func (e *examiner) closedTo() []Finding {
+	var out []Finding
+	for _, p := range e.space.Policies() {
+		if p.Table == "netdriver" || !inward[p.Hook] && !outward[p.Hook] {
+			continue
+		}
+		accepting := e.space.Accepts(p)
+		for _, nw := range e.mine {
+			w := doorway{port: nw.Port}
+			for _, m := range members(nw.Network) {
+				w.from = append(w.from, e.c.nodes[m].VTEP)
+			}
+			if !w.open(accepting) {
+				out = append(out, finding("filter", Failed, e.here("packet filter"),
+					fmt.Sprintf("accept UDP port %d from the cluster's nodes there, or from each of them everything; their TCP ports are in docs/operations.md", nw.Port),
+					"%s, and no rule there accepts UDP port %d, which network %s uses", p, nw.Port, nw.Name))
+			}
+		}
+	}
+	return out
 }
 
 func notDigit(r rune) bool { return r < '0' || r > '9' }
@@ -274,6 +309,13 @@ func dockersOwn(rule string) bool {
 func checkStore(ctx context.Context, e *examiner) []Finding {
 	const slow = 500 * time.Millisecond
 	if e.c.err != nil {
+		const patience = 2500 * time.Millisecond // with what was waited before, less than 5 s
+		ask, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		begin := time.Now()
+		if _, err := e.d.src.Store.Count(ask, store.NodePrefix); err == nil {
+			return []Finding{slowStore(e, fmt.Sprintf("one question took %s, and several did not end within %s", time.Since(begin).Round(time.Millisecond), askStore))}
+		}
 		return []Finding{finding("store", Degraded, e.here("store"),
 			"start the store's members and look at the way to them; existing traffic goes on, new containers must wait",
 			"the store does not answer: %v", e.c.err)}
@@ -291,10 +333,13 @@ func checkStore(ctx context.Context, e *examiner) []Finding {
 		}
 	}
 	if least > slow {
-		return []Finding{finding("store", Degraded, e.here("store"), "look at the members' disks and CPUs, and at the network to them",
-			"the store is slow: the fastest of three questions took %s", least.Round(time.Millisecond))}
+		return []Finding{slowStore(e, fmt.Sprintf("the fastest of three questions took %s", least.Round(time.Millisecond)))}
 	}
 	return nil
+}
+
+func slowStore(e *examiner, what string) Finding {
+	return finding("store", Degraded, e.here("store"), "look at the members' disks and CPUs, and at the network to them", "the store is slow: %s", what)
 }
 
 func checkCertificates(_ context.Context, e *examiner) []Finding {
@@ -325,19 +370,25 @@ func checkCertificates(_ context.Context, e *examiner) []Finding {
 	return out
 }
 
-// checkClock looks at the times that nodes have written: one in the future was written by a clock that is ahead.
+// checkClock looks at the times that nodes have written: one in the future was written by a clock that is ahead. Peers that
+// answer questions say what their clocks show, see (*path).clocks.
 func checkClock(_ context.Context, e *examiner) []Finding {
-	const much = 10 * time.Second
 	var out []Finding
 	now := e.d.src.Now()
 	for name, st := range e.c.statuses {
-		if ahead := st.Updated.Sub(now); ahead > much && name != e.d.src.Node.Name {
-			out = append(out, finding("clock", Degraded, name, "set the clocks by NTP",
+		if ahead := st.Updated.Sub(now); ahead > clockLimit && name != e.d.src.Node.Name {
+			out = append(out, finding("clock", Degraded, name, clockRemedy,
 				"the clock of %s is %s ahead of this node's, or this one is behind", name, ahead.Round(time.Second)))
 		}
 	}
 	return out
 }
+
+// clockLimit is how far two clocks may be apart: certificates, leases and signatures bear minutes, so this is noticed in time.
+const (
+	clockLimit  = 10 * time.Second
+	clockRemedy = "set the clocks by NTP; certificates and signatures are refused when they are far apart"
+)
 
 func checkDisk(_ context.Context, e *examiner) []Finding {
 	const low, none = 256 << 20, 16 << 20
@@ -388,7 +439,7 @@ func checkLeases(ctx context.Context, e *examiner) []Finding {
 
 // checkNetworks adds what inspect knows.
 func checkNetworks(ctx context.Context, e *examiner) []Finding {
-	r, err := e.d.Networks(ctx)
+	r, err := e.d.networksIn(ctx, e.c)
 	if err != nil {
 		return []Finding{finding("networks", Unknown, e.here("networks"), "see the other findings", "the networks cannot be judged: %v", err)}
 	}

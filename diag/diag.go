@@ -41,6 +41,8 @@ type Sources struct {
 	Node store.Node
 	// Stopped: no daemon runs on this node, and a command looks by itself.
 	Stopped bool
+	// Hangs: a daemon runs, and answers nothing.
+	Hangs bool
 	// Site is what this daemon runs with.
 	Site Site
 	// Docker asks the engine for a sign of life; nil if there is none to ask.
@@ -105,7 +107,11 @@ func (d *Diagnosis) Network(ctx context.Context, name string) (NetworkReport, er
 
 // Networks reports on all networks, without their endpoints, by name.
 func (d *Diagnosis) Networks(ctx context.Context) (NetworksReport, error) {
-	c := d.cluster(ctx)
+	return d.networksIn(ctx, d.cluster(ctx))
+}
+
+// networksIn is Networks of a cluster that was read already.
+func (d *Diagnosis) networksIn(ctx context.Context, c cluster) (NetworksReport, error) {
 	out := NetworksReport{Schema: Schema, Networks: []NetworkReport{}, Data: c.data()}
 	if c.err != nil && !c.whole {
 		return d.kernelOnly(ctx, c)

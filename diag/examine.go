@@ -1,12 +1,16 @@
 package diag
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/diag/host"
+	"github.com/netdriver/netdriver/store"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -20,6 +24,7 @@ type scene struct {
 	points     []host.Point
 	faults     []Fault
 	notes      []Fault
+	spoken     []Spoken
 }
 
 const (
@@ -50,6 +55,9 @@ func openScene(q Question, runDir string) (*scene, error) {
 	if s.hostLinks, err = s.host.Links(); err != nil {
 		s.close()
 		return nil, err
+	}
+	if q.own() {
+		return s, nil
 	}
 	if !dataplane.Exists(runDir) {
 		s.fault(placeBridge, "start the daemon: `netdriver run`",
@@ -84,6 +92,10 @@ func (s *scene) look(place string, in *host.Space, l host.Link) {
 
 // examine looks at everything that the frames of the question pass on this node.
 func (s *scene) examine() {
+	if s.q.own() {
+		s.examineOwn()
+		return
+	}
 	if s.ours == nil {
 		return
 	}
@@ -153,15 +165,26 @@ func (s *scene) examineContainer(e End, port host.Link) {
 		return
 	case !c.Device.Up:
 		s.fault(place, "bring it up in the container, or restart that", "the interface %s in the container is down", c.Device.Name)
+	case c.Device.Mute:
+		s.fault(place, fmt.Sprintf("ip link set %s arp on, in the container's network namespace", c.Device.Name),
+			"ARP is switched off on the interface %s in the container: it finds nobody's MAC", c.Device.Name)
+		return
 	case c.Device.MAC != e.MAC:
 		s.fault(place, revive, "the interface %s in the container has MAC %s, its endpoint %s: the guard drops what it sends",
 			c.Device.Name, c.Device.MAC, e.MAC)
 	case c.Device.MTU != s.q.MTU:
 		s.fault(place, revive, "the interface %s in the container has MTU %d, the network %d", c.Device.Name, c.Device.MTU, s.q.MTU)
 	}
+	s.examineAddresses(e, c)
+}
+
+// examineAddresses looks at an interface's addresses, and at what its container's kernel knows of the others.
+func (s *scene) examineAddresses(e End, c host.Container) {
+	place := at(placeContainer, e.ID)
 	for _, a := range e.Addresses {
 		if !slices.ContainsFunc(c.Addresses, func(p netip.Prefix) bool { return p.Addr() == a }) {
 			s.fault(place, revive, "the interface %s in the container does not have its address %s", c.Device.Name, a)
+			return // its routes have gone with it
 		}
 	}
 	if c.Setting("net/ipv4/icmp_echo_ignore_all") == "1" {
@@ -177,14 +200,42 @@ func (s *scene) examineContainer(e End, port host.Link) {
 // examineView looks at what a container's own kernel knows of another endpoint.
 func (s *scene) examineView(c host.Container, place string, other End) {
 	for _, a := range other.Addresses {
-		if n, known := c.Neighbour(c.Device.Index, a); known && n.MAC != other.MAC {
+		if n, known := c.Neighbour(c.Device.Index, a); known && n.MAC != other.MAC && s.q.Mode != store.ModeIPvlan {
 			s.fault(place, fmt.Sprintf("delete the entry in the container (ip neigh del %s dev %s); find who answers for the address", a, c.Device.Name),
 				"the container believes that %s has MAC %s, which is %s", a, n.MAC, other.MAC)
 		}
 		if r, err := c.Route(a); c.Device.Up && (err != nil || r.Device != c.Device.Index) {
-			s.fault(place, revive, "the container does not send packets to %s through its interface %s: its routes lead elsewhere", a, c.Device.Name)
+			s.fault(place, fmt.Sprintf("remove what is wrong in the container's `ip route` and `ip rule`, or restart it; `ip route get %s` there has to name %s", a, c.Device.Name),
+				"the container does not send packets to %s through its interface %s: %s", a, c.Device.Name, wrongWay(c, r, err))
 		}
 	}
+}
+
+// wrongWay says where a container's packets go instead.
+func wrongWay(c host.Container, r host.Route, err error) string {
+	if err != nil {
+		return noRoute(err)
+	}
+	name := fmt.Sprintf("device %d", r.Device)
+	if links, err := c.Links(); err == nil {
+		if i := slices.IndexFunc(links, func(l host.Link) bool { return l.Index == r.Device }); i >= 0 {
+			name = links[i].Name
+		}
+	}
+	return fmt.Sprintf("its routes lead them to %s", name)
+}
+
+// noRoute says why a kernel has no way to an address.
+func noRoute(err error) string {
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		return "a blackhole route or rule drops them"
+	case errors.Is(err, unix.EACCES):
+		return "a prohibit route or rule forbids them"
+	case errors.Is(err, unix.EHOSTUNREACH):
+		return "an unreachable route or rule refuses them"
+	}
+	return "no route leads there"
 }
 
 func (s *scene) examineVXLAN(bridge host.Link) {
@@ -283,6 +334,10 @@ func (s *scene) examineUnderlay() {
 	if !under.Up || !under.Carrier {
 		s.fault(placeUnderlay, "bring it up, look at its cable", "the underlay's device %s is down", under.Name)
 	}
+	if under.Mute && under.Up {
+		s.fault(placeUnderlay, fmt.Sprintf("ip link set %s arp on", under.Name),
+			"ARP is switched off on the underlay's device %s: the host finds no other one's MAC", under.Name)
+	}
 	need := s.q.MTU + vxlan.Overhead(own)
 	for _, e := range s.q.There {
 		if e.VTEP == own || !e.VTEP.IsValid() {
@@ -291,10 +346,11 @@ func (s *scene) examineUnderlay() {
 		r, err := s.host.Route(e.VTEP)
 		switch {
 		case err != nil:
-			s.fault(placeUnderlay, "give the host a route to it", "the host has no route to %s (%s)", e.Node, e.VTEP)
+			s.fault(placeUnderlay, fmt.Sprintf("give the host a route to it: look at `ip route get %s`, `ip route` and `ip rule`", e.VTEP),
+				"the host has no route to %s (%s): %s", e.Node, e.VTEP, noRoute(err))
 		case r.Device != under.Index:
-			s.harmless(placeUnderlay, "start the daemon with the --underlay that leads to its peers",
-				"packets to %s (%s) do not leave through the underlay's device %s", e.Node, e.VTEP, under.Name)
+			s.harmless(placeUnderlay, fmt.Sprintf("look at `ip route get %s`; or start the daemon with the --underlay that leads to its peers", e.VTEP),
+				"packets to %s (%s) do not leave through the underlay's device %s but through %s", e.Node, e.VTEP, under.Name, s.deviceName(r.Device))
 		case r.MTU > 0 && r.MTU < need:
 			s.fault(placeUnderlay, fmt.Sprintf("raise it to %d, or make the network with --opt mtu=%d", need, r.MTU-vxlan.Overhead(own)),
 				"the route to %s (%s) has MTU %d, packets of this network need %d", e.Node, e.VTEP, r.MTU, need)
@@ -304,6 +360,16 @@ func (s *scene) examineUnderlay() {
 		s.fault(placeUnderlay, fmt.Sprintf("raise it to %d, or make the network with --opt mtu=%d", need, under.MTU-vxlan.Overhead(own)),
 			"the underlay's device %s has MTU %d, packets of this network need %d", under.Name, under.MTU, need)
 	}
+}
+
+// deviceName is that of a device of the host.
+func (s *scene) deviceName(index int) string {
+	for _, l := range s.hostLinks {
+		if l.Index == index {
+			return l.Name
+		}
+	}
+	return fmt.Sprintf("device %d", index)
 }
 
 // underlay returns the device of the host that has an address.

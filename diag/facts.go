@@ -14,7 +14,7 @@ import (
 
 const (
 	// askStore bounds what a report waits for the store, so that it is there within 3 s when the store is away.
-	askStore = 2 * time.Second
+	askStore = 1500 * time.Millisecond
 	// Nodes publish what they have applied a few times per second (driver's statusEvery): one that seems behind is asked
 	// again, patience times, before it is called so.
 	patience   = 3
@@ -61,6 +61,7 @@ type facts struct {
 	cluster
 	me        store.Node
 	stopped   bool // no daemon runs here
+	hangs     bool // or it answers nothing
 	network   network
 	endpoints []endpoint
 	counts    map[netip.Prefix]uint64 // leases of each pool
@@ -207,7 +208,7 @@ func (d *Diagnosis) settle(ctx context.Context, all []facts) {
 // facts gathers what is known of one network; whole is false for a line of the summary.
 func (d *Diagnosis) facts(ctx context.Context, c cluster, nw network, whole bool) facts {
 	f := facts{
-		cluster: c, me: d.src.Node, stopped: d.src.Stopped, network: nw, problem: d.src.Driver.Problems()[nw.Name],
+		cluster: c, me: d.src.Node, stopped: d.src.Stopped, hangs: d.src.Hangs, network: nw, problem: d.src.Driver.Problems()[nw.Name],
 		receipts: d.receipts(nw.Network), counts: map[netip.Prefix]uint64{}, leases: map[netip.Prefix][]store.Lease{},
 	}
 	d.readRecords(ctx, &f, whole)

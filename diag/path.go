@@ -1,9 +1,12 @@
 package diag
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/diag/host"
 	"github.com/netdriver/netdriver/store"
@@ -20,9 +23,11 @@ type path struct {
 	token   host.Token
 
 	next  int         // sequence number of the next probe
+	talk  int         // that of the next one that a container's kernel sends
 	sizes map[int]int // of each probe in either direction, by its number in the direction
 	said  map[string]Testimony
 	errs  map[string]error
+	door  int // what the underlay's segment says of the other node
 }
 
 // step is a device on the way in one direction.
@@ -33,7 +38,7 @@ type step struct {
 
 func newPath(w way, to party, c cluster) path {
 	return path{
-		network: w.network, from: w.source, to: to, records: c.nodes, cluster: c, mtu: w.network.MTU, token: host.NewToken(), next: 1,
+		network: w.network, from: w.source, to: to, records: c.nodes, cluster: c, mtu: w.network.MTU, token: host.NewToken(), next: 1, talk: stackFirst,
 		sizes: map[int]int{}, said: map[string]Testimony{}, errs: map[string]error{},
 	}
 }
@@ -41,14 +46,26 @@ func newPath(w way, to party, c cluster) path {
 // nodes are those of the two ends.
 func (p *path) nodes() []string { return slices.Compact([]string{p.from.Node, p.to.Node}) }
 
-func (p *path) end(e party) End {
-	return End{ID: e.ID, Node: e.Node, VTEP: p.records[e.Node].VTEP, MAC: e.MAC, Addresses: e.Addrs()}
+// askable are those that are worth a question: one that let the first time out does the same to the second. A daemon that is
+// being restarted refuses at once.
+func (p *path) askable() []string {
+	return slices.DeleteFunc(p.nodes(), func(n string) bool { return p.errs[n] != nil && !p.refused(n) })
 }
 
-// question is what a node is asked; what it sends are probes of the given sizes.
-func (p *path) question(node string, sizes []int) Question {
+// refused says whether a node's kernel answered that nobody serves the daemons' port.
+func (p *path) refused(node string) bool {
+	_, asked := p.said[node]
+	return !asked && errors.Is(p.errs[node], unix.ECONNREFUSED)
+}
+
+func (p *path) end(e party) End {
+	return End{ID: e.ID, Node: e.Node, VTEP: p.records[e.Node].VTEP, MAC: e.MAC, Addresses: e.Addrs(), Sandbox: e.Sandbox}
+}
+
+// question is what a node is asked; what it sends are probes of the given sizes, and its containers' kernels those of stack.
+func (p *path) question(node string, sizes, stack []int) Question {
 	q := Question{
-		Token: p.token, Network: p.network.Name, VNI: p.network.VNI, Port: p.network.Port, MTU: p.network.MTU,
+		Token: p.token, Network: p.network.Name, Mode: p.network.Mode, VNI: p.network.VNI, Port: p.network.Port, MTU: p.network.MTU,
 	}
 	from, to := p.end(p.from), p.end(p.to)
 	for _, e := range []End{from, to} {
@@ -59,10 +76,12 @@ func (p *path) question(node string, sizes []int) Question {
 		}
 	}
 	if from.Node == node && (!p.from.host() || p.to.host()) {
-		q.Send = append(q.Send, Flight{From: from, To: to, First: p.next, Sizes: sizes})
+		q.Send = append(q.Send, Flight{From: from, To: to, First: p.next, Sizes: sizes, Stack: stack, StackFirst: p.talk})
 	}
 	if to.Node == node && (!p.to.host() || p.from.host()) {
-		q.Send = append(q.Send, Flight{From: to, To: from, First: backFirst + p.next, Sizes: sizes})
+		q.Send = append(q.Send, Flight{
+			From: to, To: from, First: backFirst + p.next, Sizes: sizes, Stack: stack, StackFirst: backFirst + p.talk,
+		})
 	}
 	return q
 }
@@ -76,10 +95,12 @@ func (p *path) heard(node string, t Testimony, err error) {
 	before := p.said[node]
 	t.Sightings = append(before.Sightings, t.Sightings...)
 	t.Moved, t.Dropped = append(before.Moved, t.Moved...), append(before.Dropped, t.Dropped...)
+	t.Spoken = append(before.Spoken, t.Spoken...)
 	p.said[node] = t
 }
 
-func (p *path) count(sizes []int) {
+func (p *path) count(sizes, stack []int) {
+	p.talk += len(stack)
 	for _, size := range sizes {
 		p.sizes[p.next] = size
 		p.next++
@@ -93,6 +114,13 @@ func (p *path) steps(back bool) []step {
 		from, to = to, from
 	}
 	var out []step
+	if p.network.OnLAN() {
+		out = append(out, step{from.Node, at(placeContainer, from.ID), true})
+		if from.Node != to.Node {
+			out = append(out, step{from.Node, placeUnderlay, true}, step{to.Node, placeUnderlay, false})
+		}
+		return append(out, step{to.Node, at(placeContainer, to.ID), false})
+	}
 	if !from.host() {
 		out = append(out, step{from.Node, at(placeContainer, from.ID), true}, step{from.Node, at(placePort, from.ID), false})
 	}
@@ -126,6 +154,9 @@ func (p *path) seen(s step, back bool) map[int]time.Time {
 		if backward {
 			n -= backFirst
 		}
+		if n >= stackFirst {
+			continue
+		}
 		if x.Place == s.place && x.Out == s.out && (own && !x.Reply && backward == back || !own && x.Reply && backward != back) {
 			if _, already := out[n]; !already {
 				out[n] = x.At
@@ -158,8 +189,8 @@ func (p *path) came(back bool) map[int]bool {
 	// Nobody could look there: an answer that came back from there is as good.
 	first := p.steps(!back)
 	for _, x := range p.said[steps[0].node].Sightings {
-		if x.Reply && x.Place == first[len(first)-1].place && !x.Out && (x.Sequence >= backFirst) == back {
-			out[int(x.Sequence)%backFirst] = true
+		if n := int(x.Sequence) % backFirst; n < stackFirst && x.Reply && x.Place == first[len(first)-1].place && !x.Out && (x.Sequence >= backFirst) == back {
+			out[n] = true
 		}
 	}
 	return out
@@ -187,7 +218,7 @@ func (p *path) sent(low, high int) (n int) {
 // whole says whether everything came through.
 func (p *path) whole() bool {
 	for _, back := range []bool{false, true} {
-		if len(p.came(back)) < len(p.sizes) {
+		if len(p.came(back)) < len(p.sizes) || !p.speaks(back) {
 			return false
 		}
 	}

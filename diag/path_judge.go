@@ -1,11 +1,13 @@
 package diag
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,15 +20,40 @@ func (p *path) judge(t *Trace) {
 	t.Seconds, t.PathMTU = p.roundTrip(), p.largest()
 	t.Sent = 2 * p.sent(small, small)
 	t.Arrived = p.arrived(false, small, small) + p.arrived(true, small, small)
-	alive := t.Arrived > 0 && len(p.came(false)) > 0 && len(p.came(true)) > 0
+	alive := t.Arrived > 0 && len(p.came(false)) > 0 && len(p.came(true)) > 0 && p.speaks(false) && p.speaks(true)
 	found := p.faulty(alive)
 	for _, back := range []bool{false, true} {
-		found = append(found, p.losses(back, t)...)
+		if !p.away() {
+			found = append(found, p.losses(back, t)...)
+		}
+		found = append(found, p.stackLoss(back)...)
 	}
 	found = append(found, p.mute(false)...)
 	found = append(found, p.mute(true)...)
+	found = append(found, p.saturated()...)
 	found = append(found, p.unheard(alive)...)
+	found = append(found, p.clocks()...)
 	t.Findings = append(t.Findings, unique(found)...)
+	if h, asked := p.stackHop(false); asked {
+		t.Forward = slices.Insert(t.Forward, 0, h)
+	}
+	if h, asked := p.stackHop(true); asked {
+		t.Back = slices.Insert(t.Back, 0, h)
+	}
+}
+
+// placeOf names a place of a node with the names that people know.
+func (p *path) placeOf(node, place string) string {
+	kind, id, found := strings.Cut(place, " ")
+	if !found {
+		return node + " " + place
+	}
+	for _, e := range []party{p.from, p.to} {
+		if e.ID == id && e.name.Container != "" {
+			return fmt.Sprintf("%s %s %s (%s)", node, kind, e.name.Container, short(id))
+		}
+	}
+	return fmt.Sprintf("%s %s %s", node, kind, short(id))
 }
 
 // faulty are what the nodes found wrong at their places. What does not stop traffic is not a failure.
@@ -38,7 +65,7 @@ func (p *path) faulty(alive bool) []Finding {
 			if alive || f.Harmless {
 				severity = Degraded
 			}
-			out = append(out, finding("path", severity, node+" "+f.Place, f.Remedy, "%s", f.Cause))
+			out = append(out, finding("path", severity, p.placeOf(node, f.Place), f.Remedy, "%s", f.Cause))
 		}
 	}
 	return out
@@ -48,7 +75,7 @@ func (p *path) faulty(alive bool) []Finding {
 func (p *path) mute(back bool) []Finding {
 	steps := p.steps(back)
 	last := steps[len(steps)-1]
-	if p.from.host() || len(p.seen(last, back)) == 0 {
+	if p.from.host() || !p.own(back) || len(p.seen(last, back)) == 0 {
 		return nil
 	}
 	for _, x := range p.said[last.node].Sightings {
@@ -57,21 +84,24 @@ func (p *path) mute(back bool) []Finding {
 		}
 	}
 	t := p.said[last.node]
+	if len(p.stackLoss(!back)) > 0 {
+		return nil // what does not send does not answer
+	}
 	if slices.ContainsFunc(t.Notes, func(f Fault) bool { return f.Place == last.place }) ||
 		slices.ContainsFunc(t.Faults, func(f Fault) bool { return f.Place == last.place && !f.Harmless }) {
 		return nil // it is not to answer, or is told already
 	}
 	_, id, _ := strings.Cut(last.place, " ")
 	where := "container " + short(id)
-	f := finding("container", Degraded, last.node+" "+where, "look at the packet filter and the settings in the container's namespace",
+	f := finding("container", Degraded, p.placeOf(last.node, last.place), "look at the packet filter and the settings in the container's namespace",
 		"the probes arrive at the interface in %s on %s, and its kernel does not answer them", where, last.node)
 	for _, d := range t.Dropped {
 		if d.Where == where {
-			f.Severity = Failed
-			f.Cause = fmt.Sprintf("the packet filter in the container on %s drops what arrives: rule %s", last.node, d.Rule)
-			f.Remedy = "remove that rule in the container's network namespace, if it is not meant so"
-			f = f.because("it dropped %d packets while the probes were sent", d.Packets)
+			f = filtered(f, last.node, d)
 		}
+	}
+	if f.Severity != Failed {
+		f = closedIn(f, t, where, last.node)
 	}
 	for _, m := range t.Moved {
 		if space, name, _ := strings.Cut(m.Name, ": "); space == where {
@@ -84,33 +114,118 @@ func (p *path) mute(back bool) []Finding {
 	return []Finding{f}
 }
 
+// closedIn blames what drops in a container without counting, if anything does.
+func closedIn(f Finding, t Testimony, where, node string) Finding {
+	var rules []string
+	for _, c := range t.Closed {
+		if c.Where == where && c.Hook != "forward" {
+			rules = append(rules, c.Rule)
+		}
+	}
+	if len(rules) > 0 {
+		f.Severity = Failed
+		f.Cause = fmt.Sprintf("the packet filter in the container on %s drops without counting: %s", node, strings.Join(rules, "; "))
+		f.Remedy = "accept what is meant to come through in the container's network namespace, or remove that rule"
+	}
+	return f
+}
+
+// clocks are those of the two nodes that differ by more than an exchange can take.
+func (p *path) clocks() []Finding {
+	from, to := p.said[p.from.Node].Now, p.said[p.to.Node].Now
+	apart := to.Sub(from)
+	if from.IsZero() || to.IsZero() || apart.Abs() < clockLimit {
+		return nil
+	}
+	side := "ahead of"
+	if apart < 0 {
+		side = "behind"
+	}
+	return []Finding{finding("clock", Degraded, p.to.Node, clockRemedy, "the clock of %s is %s %s that of %s: it says %s",
+		p.to.Node, apart.Abs().Round(time.Second), side, p.from.Node, to.Format(time.RFC3339))}
+}
+
 // unheard are the nodes that could not be asked.
 func (p *path) unheard(alive bool) []Finding {
 	var out []Finding
 	for _, node := range slices.Sorted(maps.Keys(p.errs)) {
-		if _, asked := p.said[node]; asked {
+		if _, asked := p.said[node]; asked || p.cutOff(node) {
 			continue
 		}
-		n := p.records[node]
-		place := fmt.Sprintf("%s (%s)", node, n.VTEP)
-		down := p.cluster.err == nil && p.cluster.alive[node] != n.ID
-		switch {
-		case down && alive:
-			out = append(out, finding("peer daemon", Degraded, place, "start it there: `netdriver run`, and see its log",
-				"the daemon of %s does not run; its containers are reached all the same", node).because("%v", p.errs[node]))
-		case down:
-			out = append(out, finding("peer", Failed, place, "start the host, or its `netdriver run`; then trace again",
-				"%s is not connected to the store, its daemon does not answer, and nothing comes back from its containers: the host is down or cut off", node).
-				because("%v", p.errs[node]))
-		case errors.Is(p.errs[node], unix.ECONNREFUSED):
-			out = append(out, finding("peer daemon", Degraded, place, "start it there: `netdriver run`, and see its log; all nodes need the same peer-port",
-				"the daemon of %s does not answer: its part of the path is not seen", node).because("%v", p.errs[node]))
-		case !alive:
-			out = append(out, finding("peer daemon", Unknown, place, "trace from there, too; open the daemons' TCP port (setting peer-port) between nodes",
-				"%s cannot be asked: its part of the path is not seen", node).because("%v", p.errs[node]))
+		if f, wrong := p.aboutDaemon(node, alive); wrong {
+			out = append(out, f.because("%v", p.errs[node]))
 		}
 	}
 	return out
+}
+
+// cutOff says whether the asking node has found why it cannot reach another one.
+func (p *path) cutOff(node string) bool {
+	for other, t := range p.said {
+		if other != node && slices.ContainsFunc(t.Faults, func(f Fault) bool { return f.Place == placeUnderlay }) {
+			return true
+		}
+	}
+	return false
+}
+
+// aboutDaemon says why a node's daemon cannot be asked; alive says whether its containers answer.
+func (p *path) aboutDaemon(node string, alive bool) (Finding, bool) {
+	n, err := p.records[node], p.errs[node]
+	place := fmt.Sprintf("%s (%s)", node, n.VTEP)
+	down := p.cluster.err == nil && p.cluster.alive[node] != n.ID
+	connected := p.cluster.err == nil && !down
+	const start = "start it there: `netdriver run`, and see its log"
+	switch {
+	case down && alive:
+		return finding("peer daemon", Degraded, place, start,
+			"the daemon of %s does not run; its containers are reached all the same", node), true
+	case down && errors.Is(err, unix.ECONNREFUSED):
+		return finding("peer daemon", Degraded, place, start, "the daemon of %s does not run: its part of the path is not seen", node), true
+	case down && p.door == doorOpen:
+		return finding("peer", Failed, place, fmt.Sprintf("run `netdriver check` on %s: its own packet filter is the likeliest, or its daemon hangs", node),
+			"%s is up and answers on the underlay's segment, but not at its daemon's port, and it is not connected to the store", node), true
+	case down || p.door == doorSilent:
+		return finding("peer", Failed, place, "start the host, or its `netdriver run`; then trace again",
+			"%s %s, its daemon does not answer, and nothing comes back from its containers: the host is down or cut off", node, p.gone(down)), true
+	case errors.Is(err, unix.ECONNREFUSED):
+		return finding("peer daemon", Degraded, place, start+"; all nodes need the same peer-port",
+			"the daemon of %s does not answer: its part of the path is not seen", node), true
+	case err != nil && strings.Contains(err.Error(), "certificate"):
+		return finding("certificates", Degraded, place, "look at both certificates and both clocks: `netdriver check` on each of the two nodes",
+			"this node and %s do not believe each other's certificates", node), true
+	case connected && errors.Is(err, ErrSilent):
+		return finding("peer daemon", Degraded, place,
+			fmt.Sprintf("accept TCP from the cluster's nodes at the daemons' port (setting peer-port) in firewalls; `netdriver check` on %s looks for the rule", node),
+			"the daemon of %s is connected to the store, and its port for other nodes' questions answers nothing: packets to it, or its answers, are dropped", node), true
+	case !alive:
+		return finding("peer daemon", Unknown, place, "trace from there, too; open the daemons' TCP port (setting peer-port) between nodes",
+			"%s cannot be asked: its part of the path is not seen", node), true
+	}
+	return Finding{}, false
+}
+
+// away says whether one of the nodes is down or cut off, as far as the store and the underlay's segment tell.
+func (p *path) away() bool {
+	for node, err := range p.errs {
+		_, asked := p.said[node]
+		down := p.cluster.err == nil && p.cluster.alive[node] != p.records[node].ID
+		if !asked && !p.refused(node) && (p.door == doorSilent || down && p.door == doorUnasked && errors.Is(err, ErrSilent)) {
+			return true
+		}
+	}
+	return false
+}
+
+// gone says by what a node is known to be away.
+func (p *path) gone(down bool) string {
+	switch {
+	case down && p.door == doorSilent:
+		return "is not connected to the store, nobody on the underlay's segment has its address"
+	case down:
+		return "is not connected to the store"
+	}
+	return "has an address that nobody on the underlay's segment has"
 }
 
 // losses say where the probes of a direction are lost.
@@ -118,6 +233,9 @@ func (p *path) losses(back bool, t *Trace) []Finding {
 	hops := t.Forward
 	if back {
 		hops = t.Back
+	}
+	if _, asked := p.said[p.to.Node]; p.from.host() && !asked {
+		return nil // devices do not answer: whether something arrived only that node knows
 	}
 	arrived := p.arrived(back, small, small)
 	switch sent := p.sent(small, small); {
@@ -160,14 +278,21 @@ func (p *path) lost(back bool, hops []Hop, passed func(Hop) bool, severity Verdi
 	if hops[next].State == HopUnknown && p.answered(back) {
 		return nil
 	}
-	if p.explained(a, b) {
+	if p.explained(a, b) || severity != Failed && p.metered(a, b) {
 		return nil
 	}
 	f := p.segment(a, b, what, severity)
 	if hops[next].State == HopUnknown {
-		f = f.because("the devices of %s behind it could not be looked at", b.Node)
+		f = f.because("the devices of %s behind it could not be looked at: the answers may be lost as well as the packets", b.Node)
 	}
 	return []Finding{f}
+}
+
+// metered says whether a rate dropped packets between two hops, which is told already.
+func (p *path) metered(a, b Hop) bool {
+	return slices.ContainsFunc(p.said[a.Node].Dropped, func(d Dropped) bool {
+		return strings.HasPrefix(d.Rule, policyRate) && relevant(d.Where, a, b)
+	})
 }
 
 // answered says whether something has come back from the end of a direction.
@@ -213,23 +338,10 @@ func (p *path) segment(a, b Hop, what string, severity Verdict) Finding {
 	cause, remedy := p.generic(a, b, what)
 	f := finding("path", severity, place, remedy, "%s", cause)
 	for _, node := range slices.Compact([]string{a.Node, b.Node}) {
-		for _, d := range p.said[node].Dropped {
-			if !relevant(d.Where, a, b) {
-				continue
+		for _, d := range totals(p.said[node].Dropped) {
+			if relevant(d.Where, a, b) && !strings.HasPrefix(d.Rule, policyRate) {
+				f = p.blame(f, node, d, what, a, b)
 			}
-			who := "the packet filter of " + node
-			if d.Where != "host" {
-				who = fmt.Sprintf("the packet filter in %s of %s", spaceName(d.Where), node)
-			}
-			if strings.HasPrefix(d.Rule, "policy: ") {
-				f.Check = "policy"
-				f.Cause = fmt.Sprintf("%s: dropped by %s", d.Rule, who)
-				f.Remedy = "this is as the network was made: change the container or the network's options if it should be allowed"
-			} else {
-				f.Cause = fmt.Sprintf("%s drops %s between %s and %s: rule %s", who, what, describe(a), describe(b), d.Rule)
-				f.Remedy = "remove that rule, or accept the packets before it"
-			}
-			f = f.because("it dropped %d packets while the probes were sent", d.Packets)
 		}
 		for _, m := range p.said[node].Moved {
 			if where, name, _ := strings.Cut(m.Name, ": "); relevant(where, a, b) {
@@ -240,7 +352,104 @@ func (p *path) segment(a, b Hop, what string, severity Verdict) Finding {
 			}
 		}
 	}
+	if f.Cause == cause {
+		return p.suspected(f, a, b, what)
+	}
 	return f
+}
+
+// totals adds up what each rule has dropped in all rounds.
+func totals(all []Dropped) (out []Dropped) {
+	for _, d := range all {
+		i := slices.IndexFunc(out, func(o Dropped) bool { return o.Where == d.Where && o.Rule == d.Rule })
+		if i < 0 {
+			out = append(out, d)
+			continue
+		}
+		out[i].Packets += d.Packets
+	}
+	return out
+}
+
+// blame makes a finding one about a rule that dropped meanwhile.
+func (p *path) blame(f Finding, node string, d Dropped, what string, a, b Hop) Finding {
+	who := "the packet filter of " + node
+	if d.Where != "host" {
+		who = fmt.Sprintf("the packet filter in %s of %s", spaceName(d.Where), node)
+	}
+	if strings.HasPrefix(d.Rule, "policy: ") {
+		f.Check = "policy"
+		f.Cause = fmt.Sprintf("%s: dropped by %s", d.Rule, who)
+		f.Remedy = "this is as the network was made: change the container or the network's options if it should be allowed"
+		f.Evidence = append(f.Evidence, p.rules()...)
+	} else {
+		f.Cause = fmt.Sprintf("%s drops %s between %s and %s: rule %s", who, what, describe(a), describe(b), d.Rule)
+		f.Remedy = "remove that rule, or accept the packets before it"
+	}
+	return f.because("it dropped %d packets while the probes were sent", d.Packets)
+}
+
+// rules are what the network's own rules say of the two ends.
+func (p *path) rules() []string {
+	i := p.network.Isolation
+	group := func(e party) string { return cmp.Or(e.Group, "none") }
+	ends := fmt.Sprintf("the group of %s is %s, that of %s %s", short(p.from.ID), group(p.from), short(p.to.ID), group(p.to))
+	switch {
+	case len(i.Allow) > 0:
+		return []string{"the network allows only: " + strings.Join(i.Allow, ", ") + "; the probes are icmp", ends}
+	case i.Isolate:
+		return []string{"the network was made with isolate=true: its endpoints do not reach each other"}
+	}
+	return nil
+}
+
+// saturated tells of rates that dropped something meanwhile, whether a probe or other packets.
+func (p *path) saturated() []Finding {
+	var out []Finding
+	for _, node := range slices.Sorted(maps.Keys(p.said)) {
+		for _, d := range totals(p.said[node].Dropped) {
+			if strings.HasPrefix(d.Rule, policyRate) {
+				out = append(out, finding("policy", Degraded, node+" netdriver's namespace",
+					"let the container send less, or raise the rate: connect it anew with driver-opt=rate=", "%s", d.Rule).
+					because("it dropped %d packets while the probes were sent", d.Packets))
+			}
+		}
+	}
+	return out
+}
+
+// suspected names the chains and rules in the way that drop and count nothing.
+func (p *path) suspected(f Finding, a, b Hop, what string) Finding {
+	var rules []string
+	var at []string
+	for _, node := range slices.Compact([]string{a.Node, b.Node}) {
+		for _, c := range p.said[node].Closed {
+			if relevant(c.Where, a, b) && inTheWay(c, a, b) || c.Where == "host" && a.Node != b.Node && inward[c.Hook] {
+				rules, at = append(rules, c.Rule), append(at, node)
+			}
+		}
+	}
+	if len(rules) == 0 {
+		return f
+	}
+	f.Cause = fmt.Sprintf("%s is lost where the packet filter of %s drops without counting: %s", what, at[0], strings.Join(rules, "; "))
+	f.Remedy = fmt.Sprintf("accept UDP port %d from the cluster's nodes there, or remove that rule", p.network.Port)
+	return f
+}
+
+// inward are the hooks that packets from other hosts pass, outward those to them.
+var inward = map[string]bool{"ingress": true, "prerouting": true, "input": true}
+var outward = map[string]bool{"output": true, "postrouting": true, "egress": true}
+
+// inTheWay says whether a chain's hook, if it is known, is one between two hops.
+func inTheWay(c Closed, a, b Hop) bool {
+	switch {
+	case c.Where != "host" || c.Hook == "":
+		return true
+	case b.Place == placeUnderlay:
+		return outward[c.Hook]
+	}
+	return inward[c.Hook]
 }
 
 // named is the cause that a counter of the host names by itself.
@@ -283,6 +492,12 @@ func describe(h Hop) string {
 	return kind + " " + h.Device
 }
 
+// hears says whether a node answered the question.
+func (p *path) hears(node string) bool {
+	_, asked := p.said[node]
+	return asked
+}
+
 // generic is what is known of a loss from its place alone.
 func (p *path) generic(a, b Hop, what string) (cause, remedy string) {
 	wire := fmt.Sprintf("UDP port %d", p.network.Port)
@@ -292,10 +507,20 @@ func (p *path) generic(a, b Hop, what string) (cause, remedy string) {
 	big := strings.HasPrefix(what, "packets larger")
 	need := p.mtu + vxlan.Overhead(p.records[a.Node].VTEP)
 	switch {
+	case p.network.OnLAN() && a.Node != b.Node:
+		return fmt.Sprintf("%s leaves the parent %s on %s and does not arrive on %s: the LAN between them drops it", what, a.Device, a.Node, b.Node),
+			"a switch, hypervisor or cloud may let only one MAC pass at each port (promiscuous mode, port security): allow several, or use mode=ipvlan or an overlay; compare VLANs and MTUs"
 	case a.Place == placeUnderlay && b.Place == placeUnderlay && big || big && a.Node != b.Node:
 		return fmt.Sprintf("%s leave %s and do not arrive at %s: the underlay between them carries less than the %d bytes that this network's packets need",
 				what, a.Node, b.Node, need),
 			fmt.Sprintf("raise the MTU of the underlay to %d all the way, or make the network with --opt mtu=%d", need, p.largest())
+	case a.Node != b.Node && p.door == doorOpen:
+		return fmt.Sprintf("%s leaves %s for %s and does not arrive; %s is up, so something between the hosts drops %s, or the packet filter of %s does",
+				what, a.Node, b.Node, b.Node, wire, b.Node),
+			fmt.Sprintf("run `netdriver check` on %s; open %s from %s to %s in firewalls and security groups", b.Node, wire, a.Node, b.Node)
+	case a.Node != b.Node && p.hears(b.Node):
+		return fmt.Sprintf("%s leaves %s for %s and does not arrive: something between the hosts drops %s", what, a.Node, b.Node, wire),
+			fmt.Sprintf("open %s from %s to %s in firewalls and security groups; look at the switch", wire, a.Node, b.Node)
 	case a.Node != b.Node || a.Place == placeUnderlay && b.Place == placeUnderlay:
 		return fmt.Sprintf("%s leaves %s for %s and does not arrive: something between the hosts drops %s, or %s is down",
 				what, a.Node, b.Node, wire, b.Node),
@@ -320,7 +545,7 @@ func (p *path) generic(a, b Hop, what string) (cause, remedy string) {
 
 // unique leaves out findings that say the same of one place.
 func unique(all []Finding) []Finding {
-	var out []Finding
+	out := []Finding{}
 	for _, f := range all {
 		if !slices.ContainsFunc(out, func(o Finding) bool { return o.Place == f.Place && o.Cause == f.Cause }) {
 			out = append(out, f)

@@ -23,7 +23,7 @@ func (f facts) reasons(r NetworkReport) []Reason {
 			"the store cannot be asked: %v; this is what the node knew last, other nodes' state is unknown", f.err))
 	}
 	if f.stopped {
-		out = append(out, stopped(f.me.Name))
+		out = append(out, stopped(f.me.Name, f.hangs))
 	}
 	out = append(out, f.aboutKernel(r)...)
 	out = append(out, f.aboutAdmission(r)...)
@@ -42,8 +42,12 @@ func (f facts) reasons(r NetworkReport) []Reason {
 	return append(out, f.aboutRecords()...)
 }
 
-// stopped is the reason when no daemon runs on this node.
-func stopped(node string) Reason {
+// stopped is the reason when no daemon runs on this node, or one that hangs.
+func stopped(node string, hangs bool) Reason {
+	if hangs {
+		return reason(Degraded, node, "restart it: systemctl restart netdriver; before, SIGQUIT makes it write to its log what it waits for",
+			"the daemon of this node hangs: traffic goes on, Docker's calls wait and fail, and nothing is repaired")
+	}
 	return reason(Degraded, node, "start it: `netdriver run`, or systemctl start netdriver; see its log",
 		"the daemon of this node does not run: traffic goes on, Docker's calls fail, and nothing is repaired")
 }

@@ -83,6 +83,10 @@ type Peers interface {
 	Traffic(ctx context.Context, node store.Node) (Traffic, error)
 }
 
+// ErrSilent is wrapped by the error about a node whose kernel does not answer at the daemons' port: it refuses nothing, so
+// something drops the packets, or the host is away.
+var ErrSilent = errors.New("nothing answers at its port")
+
 // errNoPeers is why other nodes cannot be asked where no channel was made.
 var errNoPeers = errors.New("this node has no certificate of the cluster to ask others with")
 
@@ -119,10 +123,10 @@ func (d *Diagnosis) Trace(ctx context.Context, a Ask) (Trace, error) {
 			"check that the store runs and can be reached from here", "the store cannot be asked: %v; this is what the node knew last", c.err))
 	}
 	switch {
-	case way.network.Mode != store.ModeOverlay && (way.service != nil || way.target != nil):
-		t.Findings = append(t.Findings, finding("path", Unknown, "network "+way.network.Name,
-			fmt.Sprintf("`netdriver inspect %s` judges it; beyond the host it is your own network", way.network.Name),
-			"network %s is of mode %s: its packets do not pass netdriver's devices, and are not followed", way.network.Name, way.network.Mode))
+	case way.network.Mode == store.ModeBridge && way.target != nil && way.target.Node != way.source.Node:
+		t.Findings = append(t.Findings, finding("destination", Failed, "network "+way.network.Name, "connect both to an overlay",
+			"network %s is a bridge on each of its hosts, and joins none of them: %s is on %s, %s on %s", way.network.Name,
+			a.Source, way.source.Node, a.Destination, way.target.Node))
 	case way.service != nil:
 		d.traceService(ctx, c, way, &t)
 	case way.target == nil:
@@ -187,22 +191,36 @@ const (
 	smallProbes = 4
 	largeProbes = 3
 	firstWait   = 450  // milliseconds
-	secondWait  = 1500 // of the second attempt, which decides that something is lost
+	secondWait  = 1200 // of the second attempt, which decides that something is lost
+	narrowWait  = 300  // of those that look for the largest packet
 )
 
 // traceBetween follows probes between two endpoints and judges.
 func (d *Diagnosis) traceBetween(ctx context.Context, c cluster, w way, target party, t *Trace) {
 	p := newPath(w, target, c)
 	sizes := slices.Concat(slices.Repeat([]int{small}, smallProbes), slices.Repeat([]int{p.mtu}, largeProbes))
-	d.ask(ctx, &p, sizes, firstWait)
+	d.ask(ctx, &p, sizes, p.stackSizes(), firstWait)
+	for range restartTries {
+		if !slices.ContainsFunc(p.nodes(), p.refused) || ctx.Err() != nil {
+			break
+		}
+		time.Sleep(2 * askAgainIn)
+		d.ask(ctx, &p, sizes, p.stackSizes(), firstWait)
+	}
+	if _, heard := p.said[p.to.Node]; !p.whole() && (heard || !p.from.host()) {
+		d.ask(ctx, &p, sizes, p.stackSizes(), secondWait)
+	}
 	if !p.whole() {
-		d.ask(ctx, &p, sizes, secondWait)
+		d.nextDoor(&p)
 	}
 	if p.arrived(false, small, small) > 0 && p.largest() < p.mtu {
 		d.narrow(ctx, &p)
 	}
 	p.judge(t)
 }
+
+// restartTries is how often a node whose daemon refuses is asked again: it may only be being restarted.
+const restartTries = 2
 
 // narrow finds the largest packet that comes through.
 func (d *Diagnosis) narrow(ctx context.Context, p *path) {
@@ -218,16 +236,16 @@ func (d *Diagnosis) narrow(ctx context.Context, p *path) {
 		}
 		slices.Sort(sizes)
 		sizes = slices.Compact(sizes)
-		d.ask(ctx, p, slices.DeleteFunc(sizes, func(n int) bool { return n <= low || n >= high }), firstWait)
+		d.ask(ctx, p, slices.DeleteFunc(sizes, func(n int) bool { return n <= low || n >= high }), nil, narrowWait)
 	}
 }
 
 // ask puts one question to both nodes and lets them send when both are looking.
-func (d *Diagnosis) ask(ctx context.Context, p *path, sizes []int, millis int) {
+func (d *Diagnosis) ask(ctx context.Context, p *path, sizes, stack []int, millis int) {
 	if len(sizes) == 0 {
 		return
 	}
-	nodes := p.nodes()
+	nodes := p.askable()
 	gate := newGate(len(nodes))
 	var wait sync.WaitGroup
 	answers := make([]Testimony, len(nodes))
@@ -235,7 +253,7 @@ func (d *Diagnosis) ask(ctx context.Context, p *path, sizes []int, millis int) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(millis)*time.Millisecond+askPeer)
 	defer cancel()
 	for i, node := range nodes {
-		q := p.question(node, sizes)
+		q := p.question(node, sizes, stack)
 		q.Millis = millis
 		wait.Go(func() {
 			answers[i], errs[i] = d.testify(ctx, p, node, q, func() error { return gate.pass(ctx) })
@@ -246,11 +264,11 @@ func (d *Diagnosis) ask(ctx context.Context, p *path, sizes []int, millis int) {
 	for i, node := range nodes {
 		p.heard(node, answers[i], errs[i])
 	}
-	p.count(sizes)
+	p.count(sizes, stack)
 }
 
 // askPeer bounds what a peer takes besides looking.
-const askPeer = 3 * time.Second
+const askPeer = 2 * time.Second
 
 // testify asks this node or another one.
 func (d *Diagnosis) testify(ctx context.Context, p *path, node string, q Question, ready func() error) (Testimony, error) {
@@ -376,7 +394,10 @@ func (d *Diagnosis) resolve(ctx context.Context, c *cluster, a Ask) (way, error)
 	case len(found) == 0 && a.Network != "":
 		return way{}, fmt.Errorf("%w: network %s has no endpoint, container or address %q; `netdriver inspect %s` lists them",
 			ErrNoSource, a.Network, a.Source, a.Network)
-	case len(found) == 0 && c.err != nil && !c.whole:
+	case len(found) == 0 && c.err != nil && c.whole:
+		return way{}, fmt.Errorf("%w: no network has an endpoint or address %q; names are not known while the store is away: "+
+			"use the address or the endpoint's id, which `netdriver inspect NETWORK` lists (%w)", ErrNoSource, a.Source, c.err)
+	case len(found) == 0 && c.err != nil:
 		return way{}, fmt.Errorf("%w: %q is no endpoint or address of this node; names are not known while the records cannot be read (%w)",
 			ErrNoSource, a.Source, c.err)
 	case len(found) == 0:

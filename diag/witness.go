@@ -1,15 +1,22 @@
 package diag
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/dataplane/guard"
+	"github.com/netdriver/netdriver/dataplane/rate"
 	"github.com/netdriver/netdriver/diag/host"
+	nl "github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -36,8 +43,8 @@ var ErrQuestion = errors.New("impossible question")
 func (q Question) check() error {
 	n := 0
 	for _, f := range q.Send {
-		n += len(f.Sizes)
-		for _, size := range f.Sizes {
+		n += len(f.Sizes) + len(f.Stack)
+		for _, size := range slices.Concat(f.Sizes, f.Stack) {
 			if size > 1<<16-1 {
 				return fmt.Errorf("%w: a probe of %d bytes", ErrQuestion, size)
 			}
@@ -79,7 +86,8 @@ func (w Witness) Testify(ctx context.Context, q Question, ready func() error) (T
 	s.wait(ctx, watch)
 	out.Sightings = watch.Seen()
 	out.Moved, out.Dropped = s.compare(before)
-	out.Faults, out.Notes = s.faults, s.notes
+	out.Faults, out.Notes, out.Spoken, out.Closed = s.faults, s.notes, s.spoken, s.closed()
+	out.Now = time.Now()
 	return out, nil
 }
 
@@ -88,7 +96,7 @@ func (s *scene) wait(ctx context.Context, watch *host.Watch) {
 	const look = 15 * time.Millisecond
 	probes := 0
 	for _, f := range s.q.Send {
-		probes += len(f.Sizes)
+		probes += len(f.Sizes) + len(f.Stack)
 	}
 	end := time.Now().Add(time.Duration(s.q.Millis) * time.Millisecond)
 	for time.Now().Before(end) && ctx.Err() == nil {
@@ -115,6 +123,11 @@ func (s *scene) send(ctx context.Context) {
 			s.fault(at(placeContainer, f.From.ID), "give both an address of the same family", "the two have no addresses of one IP version")
 			continue
 		}
+		s.speak(c, f, source, to)
+		if s.q.own() { // whose MACs are the LAN's business
+			s.speakAll(c, Flight{From: f.From, Stack: f.Sizes, StackFirst: f.First}, source, to)
+			continue
+		}
 		// What the container's kernel would do: its own entry, else the answer that the bridge gives to its question.
 		mac := f.To.MAC
 		if n, known := c.Neighbour(c.Device.Index, to); known {
@@ -135,6 +148,67 @@ func (s *scene) send(ctx context.Context) {
 			time.Sleep(apart)
 		}
 	}
+}
+
+// speak lets a container's kernel send probes, as it would for a program, and tells what became of them.
+func (s *scene) speak(c host.Container, f Flight, source, to netip.Addr) {
+	s.spoken = append(s.spoken, s.speakAll(c, f, source, to)...)
+}
+
+func (s *scene) speakAll(c host.Container, f Flight, source, to netip.Addr) (out []Spoken) {
+	for i, size := range f.Stack {
+		said := Spoken{Endpoint: f.From.ID, Sequence: f.StackFirst + i, Size: size}
+		p := host.Probe{Sequence: uint16(said.Sequence), Source: source, Destination: to, Size: size}
+		if err := c.Speak(s.q.Token, p); err != nil && !errors.As(err, &said.Errno) {
+			continue // not the network's fault: nothing was tried
+		}
+		if said.Errno == unix.EMSGSIZE {
+			said.Limit = c.Configured(to)
+		}
+		out = append(out, said)
+		time.Sleep(apart)
+	}
+	return out
+}
+
+// closed are the chains that may drop without counting: by default, or by a rule for the network's port.
+func (s *scene) closed() []Closed {
+	const most = 16 // each rule that is looked at is one call of nft
+	var out []Closed
+	for name, space := range s.spaces() {
+		for _, p := range space.Policies() {
+			if p.Table != "netdriver" && !(name == "host" && s.gate().open(space.Accepts(p))) {
+				out = append(out, Closed{name, p.Hook, p.String()})
+			}
+		}
+		looked := 0
+		for _, r := range space.Rules() {
+			if r.Counted || r.Table == "netdriver" || looked == most {
+				continue
+			}
+			looked++
+			if text := space.Describe(r); name != "host" || mentions(text, s.q.Port) {
+				out = append(out, Closed{name, "", text})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b Closed) int {
+		return cmp.Or(strings.Compare(a.Where, b.Where), strings.Compare(a.Rule, b.Rule))
+	})
+	return out
+}
+
+func (s *scene) gate() doorway {
+	w := doorway{port: s.q.Port}
+	for _, e := range s.q.There {
+		w.from = append(w.from, e.VTEP)
+	}
+	return w
+}
+
+// mentions says whether a rule names a destination port.
+func mentions(rule string, port uint16) bool {
+	return strings.Contains(rule, "dport") && slices.Contains(strings.FieldsFunc(rule, notDigit), fmt.Sprint(port))
 }
 
 // sendPlain makes probes from the node's VXLAN device itself to all others. Their destination is a MAC that no bridge
@@ -175,7 +249,11 @@ type ledger struct {
 	counters map[string]host.Counters
 	rules    map[string][]host.Rule
 	guarded  map[string]guard.Drops
+	rates    map[string]metered // of this question's endpoints, by port
 }
+
+// metered is a port's limit and what it has cost.
+type metered struct{ limit, dropped uint64 }
 
 // spaces are the namespaces whose counters are read, by what people call them.
 func (s *scene) spaces() map[string]*host.Space {
@@ -190,7 +268,7 @@ func (s *scene) spaces() map[string]*host.Space {
 }
 
 func (s *scene) account() ledger {
-	l := ledger{map[string]host.Counters{}, map[string][]host.Rule{}, s.guarded()}
+	l := ledger{map[string]host.Counters{}, map[string][]host.Rule{}, s.guarded(), s.metered()}
 	for name, space := range s.spaces() {
 		l.counters[name], l.rules[name] = space.Counters(), space.Rules()
 	}
@@ -219,7 +297,34 @@ func (s *scene) compare(before ledger) (moved []host.Moved, dropped []Dropped) {
 				"the network's rules keep these frames from port %s", port), n})
 		}
 	}
+	for port, now := range s.metered() {
+		if n := now.dropped - before.rates[port].dropped; n > 0 && now.limit > 0 {
+			dropped = append(dropped, Dropped{"netdriver", fmt.Sprintf("%s %d bit/s of port %s (--opt rate, or the endpoint's): "+
+				"more is sent than it lets through", policyRate, now.limit, port), n})
+		}
+	}
 	return moved, dropped
+}
+
+// policyRate begins what a rate has dropped.
+const policyRate = "policy: the rate of"
+
+// metered reads the rates of this question's endpoints; none where the kernel has no eBPF.
+func (s *scene) metered() map[string]metered {
+	out := map[string]metered{}
+	if s.ours == nil {
+		return out
+	}
+	_ = nl.In(s.ours.Descriptor(), func() error { // what cannot be read has no rate
+		for _, e := range s.q.Here {
+			p, there := s.links[dataplane.PortName(e.ID)]
+			if limit, from, to, err := rate.Read(p.Index); there && err == nil {
+				out[p.Name] = metered{limit.Rate, from + to}
+			}
+		}
+		return nil
+	})
+	return out
 }
 
 // guarded are the counters of netdriver's own packet filter, by port; nil if it has none.

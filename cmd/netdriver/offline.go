@@ -28,6 +28,8 @@ const offlinePatience = 1500 * time.Millisecond
 type offline struct {
 	*diag.Diagnosis
 	end []func()
+	// hangs: a daemon runs and answers nothing.
+	hangs bool
 }
 
 func (o *offline) close() {
@@ -36,13 +38,13 @@ func (o *offline) close() {
 	}
 }
 
-// openOffline looks by the settings of the daemon that ran here last. Nothing is started and nothing is changed.
-func openOffline(ctx context.Context, runDir string) (*offline, error) {
+// openOffline looks by the settings of the daemon that ran here last, or that hangs. Nothing is started and nothing is changed.
+func openOffline(ctx context.Context, runDir string, hangs bool) (*offline, error) {
 	cfg, err := lastSettings(runDir)
 	if err != nil {
 		return nil, fmt.Errorf("what the last daemon ran with: %w", err)
 	}
-	o := &offline{}
+	o := &offline{hangs: hangs}
 	if err := o.open(ctx, cfg); err != nil {
 		o.close()
 		return nil, fmt.Errorf("look without a daemon: %w", err)
@@ -84,7 +86,7 @@ func (o *offline) open(ctx context.Context, cfg config.Config) error {
 	})
 	files, certified := certificates(cfg, state)
 	sources := diag.Sources{
-		Store: client, Mirror: mirror, Plane: plane, Driver: d, Node: node, Stopped: true, Site: siteOf(cfg, files, certified),
+		Store: client, Mirror: mirror, Plane: plane, Driver: d, Node: node, Stopped: true, Hangs: o.hangs, Site: siteOf(cfg, files, certified),
 	}
 	if certified && cfg.PeerPort != 0 {
 		sources.Peers = peer.Client{Files: files, Port: cfg.PeerPort}
@@ -161,11 +163,16 @@ type looker interface {
 
 // look puts a question to the daemon, or answers it here if none runs.
 func (a app) look(ctx context.Context, runDir string, question func(context.Context, looker) error) error {
-	err := question(ctx, control.NewClient(control.SocketPath(runDir)))
-	if !errors.Is(err, control.ErrNotRunning) {
+	client := control.NewClient(control.SocketPath(runDir))
+	err := client.Awake(ctx)
+	if err == nil {
+		err = question(ctx, client)
+	}
+	hangs := errors.Is(err, control.ErrHangs)
+	if !errors.Is(err, control.ErrNotRunning) && !hangs {
 		return err
 	}
-	o, failed := openOffline(ctx, runDir)
+	o, failed := openOffline(ctx, runDir, hangs)
 	if errors.Is(failed, fs.ErrNotExist) {
 		return err // none has run here since the host booted
 	}
@@ -173,6 +180,10 @@ func (a app) look(ctx context.Context, runDir string, question func(context.Cont
 		return errors.Join(err, failed)
 	}
 	defer o.close()
-	fmt.Fprintln(a.err, "netdriver: no daemon runs on this host; this is what the kernel and the store tell")
+	what := "no daemon runs on this host"
+	if hangs {
+		what = "the daemon of this host hangs"
+	}
+	fmt.Fprintf(a.err, "netdriver: %s; this is what the kernel and the store tell\n", what)
 	return question(ctx, o)
 }

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -66,8 +69,27 @@ func siteOf(cfg config.Config, files peer.Files, certified bool) diag.Site {
 	}
 	if certified {
 		s.Certificates = []string{files.CA, files.Cert}
+		s.Ports = portsOf(cfg)
 	}
 	return s
+}
+
+// portsOf are the TCP ports that this node's settings name.
+func portsOf(cfg config.Config) map[uint16]string {
+	out := map[uint16]string{}
+	for _, text := range append(slices.Clone(cfg.Store), cfg.StoreListen...) {
+		u, err := url.Parse(text)
+		if err != nil {
+			continue // it is no URL of TCP
+		}
+		if n, err := strconv.ParseUint(u.Port(), 10, 16); err == nil {
+			out[uint16(n)] = "which the store uses"
+		}
+	}
+	if cfg.PeerPort != 0 {
+		out[cfg.PeerPort] = "at which nodes ask each other for traces"
+	}
+	return out
 }
 
 // sight gives a diagnosis what it sees with, and returns the part that answers other nodes.

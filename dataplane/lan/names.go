@@ -55,6 +55,12 @@ func portAlias(endpoint, network string) string {
 	return fmt.Sprintf("%s%s network %s", endpointWord, endpoint, network)
 }
 
+// Owner returns the endpoint whose interface has an alias; false if it is none of ours.
+func Owner(alias string) (endpoint string, ok bool) {
+	endpoint, _, ok = endpointOf(alias)
+	return endpoint, ok
+}
+
 // endpointOf undoes portAlias.
 func endpointOf(alias string) (endpoint, network string, ok bool) {
 	rest, found := strings.CutPrefix(alias, endpointWord)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -78,6 +79,69 @@ func familyName(f nftables.TableFamily) string {
 	return names[f]
 }
 
+// Policy is a chain of nftables at one of the kernel's hooks that drops what none of its rules accepts. The kernel counts
+// nothing for it; of the old iptables it is a counted Rule.
+type Policy struct {
+	Family, Table, Chain string
+	// Hook is ingress, prerouting, input, forward, output, postrouting or egress.
+	Hook string
+}
+
+// String writes it as people look for it.
+func (p Policy) String() string {
+	return fmt.Sprintf("%s %s %s (hook %s): policy drop", p.Family, p.Table, p.Chain, p.Hook)
+}
+
+// Policies returns the chains that drop by default.
+func (s *Space) Policies() []Policy {
+	conn, err := nftables.New(nftables.WithNetNSFd(s.fd))
+	if err != nil {
+		return nil
+	}
+	chains, err := conn.ListChains()
+	if err != nil {
+		return nil // this kernel has no nftables
+	}
+	var out []Policy
+	for _, c := range chains {
+		if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop && c.Hooknum != nil {
+			out = append(out, Policy{familyName(c.Table.Family), c.Table.Name, c.Name, hookName(c.Table.Family, *c.Hooknum)})
+		}
+	}
+	return out
+}
+
+// Accepts returns the rules of a policy's table that accept, as nft writes them.
+func (s *Space) Accepts(p Policy) (rules []string) {
+	_ = nl.In(s.fd, func() error { // without nft nothing is known of them
+		ctx, cancel := context.WithTimeout(context.Background(), filterTimeout)
+		defer cancel()
+		text, err := exec.CommandContext(ctx, "nft", "list", "table", p.Family, p.Table).Output()
+		for _, line := range strings.Split(string(text), "\n") {
+			if line = strings.TrimSpace(line); strings.Contains(line, " accept") {
+				rules = append(rules, line)
+			}
+		}
+		return err
+	})
+	return rules
+}
+
+// hookName names a hook (linux/netfilter.h).
+func hookName(f nftables.TableFamily, hook nftables.ChainHook) string {
+	names := []string{"prerouting", "input", "forward", "output", "postrouting", "ingress"}
+	switch {
+	case f == nftables.TableFamilyNetdev:
+		names = []string{"ingress", "egress"}
+	case f == nftables.TableFamilyARP:
+		names = []string{"input", "output", "forward"}
+	}
+	if int(hook) >= len(names) {
+		return fmt.Sprint(uint32(hook))
+	}
+	return names[hook]
+}
+
 // filterTimeout bounds what iptables or nft may take to list.
 const filterTimeout = 2 * time.Second
 
@@ -110,6 +174,10 @@ func parseSave(text string) []Rule {
 		if name, ok := strings.CutPrefix(line, "*"); ok {
 			table = name
 		}
+		if r, is := savedPolicy(line); is {
+			r.Table, r.Handle = table, uint64(i)
+			out = append(out, r)
+		}
 		counter, rule, found := strings.Cut(strings.TrimPrefix(line, "["), "] -A ")
 		if !found || !strings.Contains(rule, "-j DROP") && !strings.Contains(rule, "-j REJECT") {
 			continue
@@ -122,6 +190,17 @@ func parseSave(text string) []Rule {
 		})
 	}
 	return out
+}
+
+// savedPolicy reads a line such as ":INPUT DROP [3:180]".
+func savedPolicy(line string) (Rule, bool) {
+	f := strings.Fields(line)
+	if len(f) != 3 || !strings.HasPrefix(f[0], ":") || f[1] != "DROP" {
+		return Rule{}, false
+	}
+	packets, _, _ := strings.Cut(strings.TrimPrefix(f[2], "["), ":")
+	n, _ := strconv.ParseUint(packets, 10, 64)
+	return Rule{Family: "iptables", Chain: f[0][1:], Counted: true, Packets: n, Text: "policy DROP"}, true
 }
 
 // Dropped returns the rules that dropped something between two readings, with Packets the number of it.
@@ -144,6 +223,9 @@ func Dropped(before, after []Rule) []Rule {
 	return out
 }
 
+// uncounted matches what a rule has counted so far, which makes the same rule look like another one a moment later.
+var uncounted = regexp.MustCompile(`counter packets \d+ bytes \d+ `)
+
 // Describe writes a rule as an engineer would look for it.
 func (s *Space) Describe(r Rule) string {
 	where := fmt.Sprintf("%s %s %s", r.Family, r.Table, r.Chain)
@@ -160,7 +242,7 @@ func (s *Space) Describe(r Rule) string {
 	suffix := fmt.Sprintf("# handle %d", r.Handle)
 	for _, line := range strings.Split(string(text), "\n") {
 		if rule, found := strings.CutSuffix(strings.TrimSpace(line), suffix); found {
-			return fmt.Sprintf("%s: %s(handle %d)", where, rule, r.Handle)
+			return fmt.Sprintf("%s: %s(handle %d)", where, uncounted.ReplaceAllString(rule, ""), r.Handle)
 		}
 	}
 	return fmt.Sprintf("%s: rule with handle %d", where, r.Handle)

@@ -4,11 +4,13 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
 
+	nl "github.com/netdriver/netdriver/internal/netlink"
 	"github.com/netdriver/netdriver/vxlan"
 )
 
@@ -123,4 +125,49 @@ func checksum(start uint32, b []byte) uint16 {
 		s = s>>16 + s&0xffff
 	}
 	return ^uint16(s)
+}
+
+// Speak gives an echo request to the kernel of a namespace as a program there would: it is routed, filtered and addressed by
+// that kernel, and not fragmented. The error wraps the kernel's refusal.
+func (s *Space) Speak(token Token, p Probe) error {
+	domain, protocol := unix.AF_INET, unix.IPPROTO_ICMP
+	if p.Source.Is6() {
+		domain, protocol = unix.AF_INET6, unix.IPPROTO_ICMPV6
+	}
+	var fd int
+	err := nl.In(s.fd, func() (err error) {
+		fd, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("open a raw socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := p.whole(fd); err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, sockaddr(p.Source)); err != nil {
+		return fmt.Errorf("bind to %s: %w", p.Source, err)
+	}
+	if err := unix.Sendto(fd, p.Frame(token)[etherSize+headers(p.Source):], 0, sockaddr(p.Destination)); err != nil {
+		return fmt.Errorf("send to %s: %w", p.Destination, err)
+	}
+	return nil
+}
+
+// whole forbids a socket to fragment, and to wait.
+func (p Probe) whole(fd int) error {
+	if p.Source.Is4() {
+		return errors.Join(unix.SetNonblock(fd, true), unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO))
+	}
+	return errors.Join(unix.SetNonblock(fd, true),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1))
+}
+
+func sockaddr(a netip.Addr) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Addr: a.As4()}
+	}
+	return &unix.SockaddrInet6{Addr: a.As16()}
 }

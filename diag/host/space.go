@@ -56,6 +56,8 @@ type Link struct {
 	MAC                vxlan.MAC
 	// Up: somebody wants it up; Carrier: it has somebody at its other end.
 	Up, Carrier bool
+	// Mute: it asks for and answers no neighbour's address (NOARP).
+	Mute bool
 	// Of a VXLAN device.
 	VNI   vxlan.VNI
 	Port  uint16
@@ -96,6 +98,7 @@ func linkOf(l netlink.Link) Link {
 	out := Link{
 		Index: a.Index, Master: a.MasterIndex, MTU: a.MTU, Name: a.Name, Kind: l.Type(), Alias: a.Alias,
 		Up: a.RawFlags&unix.IFF_UP != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0, Space: a.NetNsID, Underlay: a.ParentIndex,
+		Mute: a.RawFlags&unix.IFF_NOARP != 0,
 	}
 	copy(out.MAC[:], a.HardwareAddr)
 	if st := a.Statistics; st != nil {
@@ -180,6 +183,30 @@ func (s *Space) Route(to netip.Addr) (Route, error) {
 	r.Source, _ = netip.AddrFromSlice(list[0].Src)
 	r.Gateway, r.Source = r.Gateway.Unmap(), r.Source.Unmap()
 	return r, nil
+}
+
+// Configured returns the MTU in bytes that the routing tables set for the way to an address; 0 if none. What the kernel has
+// learnt of the path from others is not counted: it forgets that by itself (man 7 ip, mtu_expires).
+func (s *Space) Configured(to netip.Addr) int {
+	list, err := s.links.RouteList(nil, family(to))
+	if err != nil {
+		return 0
+	}
+	best, mtu := -1, 0
+	for _, r := range list {
+		bits := 0
+		if r.Dst != nil {
+			ip, _ := netip.AddrFromSlice(r.Dst.IP)
+			bits, _ = r.Dst.Mask.Size()
+			if !netip.PrefixFrom(ip.Unmap(), bits).Contains(to) {
+				continue
+			}
+		}
+		if bits > best {
+			best, mtu = bits, r.MTU
+		}
+	}
+	return mtu
 }
 
 // Setting reads one of the namespace's settings, such as net/ipv4/ip_forward; empty if the kernel has none of that name.

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/netdriver/netdriver/diag"
 	"github.com/netdriver/netdriver/internal/local"
@@ -21,6 +23,26 @@ type Client struct{ socket *local.Client }
 
 // NewClient returns a client of the socket at path. It connects with each request.
 func NewClient(path string) *Client { return &Client{local.NewClient(path)} }
+
+// ErrHangs says that the socket is served by a daemon that does not answer.
+var ErrHangs = errors.New("the daemon of this host hangs: it takes connections and answers nothing")
+
+// wake is how long a daemon may take to say anything at all.
+const wake = 2 * time.Second
+
+// Awake returns nil if a daemon answers; the error wraps ErrNotRunning or ErrHangs.
+func (c *Client) Awake(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, wake)
+	defer cancel()
+	_, err := c.ask(ctx, http.MethodGet, "/", nil)
+	switch {
+	case errors.Is(err, ErrNotRunning):
+		return err
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return ErrHangs
+	}
+	return nil // whatever it says of that path
+}
 
 // Network returns the report on one network. Like those of all methods, the error wraps ErrNotRunning if nobody serves
 // the socket, or is the daemon's text.

@@ -27,8 +27,10 @@ import (
 )
 
 const (
-	// connectTimeout bounds reaching a node, exchangeTimeout one question.
-	connectTimeout  = 2 * time.Second
+	// connectTimeout bounds reaching a node, whose kernel answers even if its daemon is busy, and greetTimeout the first
+	// exchange with the daemon; exchangeTimeout one question.
+	connectTimeout  = 1200 * time.Millisecond
+	greetTimeout    = 2 * time.Second
 	exchangeTimeout = 15 * time.Second
 	// maxMessage is the size in bytes from which a request is refused.
 	maxMessage = 1 << 20
@@ -210,12 +212,9 @@ func (c Client) dial(ctx context.Context, node store.Node) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	at := netip.AddrPortFrom(node.VTEP, c.Port).String()
-	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", at)
+	conn, err := dial(ctx, netip.AddrPortFrom(node.VTEP, c.Port).String(), config)
 	if err != nil {
-		return nil, fmt.Errorf("ask the daemon of %s at %s: %w", node.Name, at, err)
+		return nil, fmt.Errorf("ask the daemon of %s: %w", node.Name, err)
 	}
 	return conn, nil
 }
@@ -275,4 +274,28 @@ func (c Client) Traffic(ctx context.Context, node store.Node) (diag.Traffic, err
 		return diag.Traffic{}, fmt.Errorf("the daemon of %s: %s", node.Name, m.Error)
 	}
 	return *m.Traffic, nil
+}
+
+// dial connects to a daemon. The error wraps diag.ErrSilent if the host does not answer at all.
+func dial(ctx context.Context, at string, config *tls.Config) (*tls.Conn, error) {
+	raw, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", at)
+	if e := net.Error(nil); errors.As(err, &e) && e.Timeout() {
+		err = fmt.Errorf("%w: %w", diag.ErrSilent, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(at)
+	if err != nil {
+		return nil, errors.Join(err, raw.Close())
+	}
+	config = config.Clone()
+	config.ServerName = host
+	conn := tls.Client(raw, config)
+	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("greet %s: %w", at, err), raw.Close())
+	}
+	return conn, nil
 }

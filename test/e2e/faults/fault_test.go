@@ -91,7 +91,12 @@ func (w *world) demand(f fault) {
 			on = n
 		}
 	}
+	const limit, tries = 5 * time.Second, 3 // a busy machine may make one answer late, not three
 	took := w.ask(on, &r, verb...)
+	for i := 1; took > limit && i < tries; i++ {
+		r.Findings = nil
+		took = w.ask(on, &r, verb...)
+	}
 	text, _ := json.MarshalIndent(r, "", " ")
 	w.t.Logf("netdriver %s took %s", strings.Join(verb, " "), took)
 	if r.Verdict == diag.Healthy || r.Verdict == diag.Unknown {
@@ -112,9 +117,8 @@ func (w *world) demand(f fault) {
 	if named == 0 {
 		w.t.Errorf("no finding says %q: %s", f.says, text)
 	}
-	const limit = 5 * time.Second
-	if took > limit { // not a condition of the test: the machine may be busy
-		w.t.Logf("it took %s, more than %s", took, limit)
+	if took > limit {
+		w.t.Errorf("netdriver %s took %s, more than %s", strings.Join(verb, " "), took, limit)
 	}
 }
 

@@ -5,7 +5,9 @@ package faults
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,7 +16,7 @@ import (
 
 // faults is the list. What a daemon repairs by itself within moments is broken while it is stopped.
 func (w *world) faults() []fault {
-	return append(append(append(w.wireFaults(), w.containerFaults()...), w.kernelFaults()...), w.hostFaults()...)
+	return slices.Concat(w.wireFaults(), w.filterFaults(), w.containerFaults(), w.stackFaults(), w.kernelFaults(), w.hostFaults())
 }
 
 // command makes an injection of a command on a node.
@@ -72,7 +74,155 @@ func (w *world) wireFaults() []fault {
 			name: "no_route_to_the_peer", dead: true,
 			inject: command(n1, "ip", "route", "add", "unreachable", n2.Addr.String()),
 			repair: command(n1, "ip", "route", "del", "unreachable", n2.Addr.String()),
-			says:   []string{"n1", "no route to n2"},
+			says:   []string{"n1", "no route to n2", "unreachable route"},
+		},
+		{
+			name: "a_rule_sends_packets_to_the_peer_into_a_black_hole", dead: true,
+			inject: command(n1, "ip", "rule", "add", "to", n2.Addr.String(), "blackhole"),
+			repair: command(n1, "ip", "rule", "del", "to", n2.Addr.String(), "blackhole"),
+			says:   []string{"n1", "no route to n2", "blackhole", "ip rule"},
+		},
+		{
+			name: "wrong_neighbour_entry_of_the_host", dead: true,
+			inject: command(n1, "ip", "neigh", "replace", n2.Addr.String(), "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent"),
+			repair: command(n1, "ip", "neigh", "del", n2.Addr.String(), "dev", "eth0"),
+			says:   []string{"n1", n2.Addr.String(), "to MAC 02:00:00:00:00:99", "ip neigh del"},
+		},
+		{
+			name: "another_host_has_the_peers_address", dead: true,
+			inject: func(w *world) {
+				w.run(w.Outside, "ip", "address", "add", n2.Addr.String()+"/32", "dev", "br0")
+				w.run(n1, "ip", "neigh", "replace", n2.Addr.String(), "lladdr", w.run(w.Outside, "cat", "/sys/class/net/br0/address"), "dev", "eth0")
+			},
+			repair: func(w *world) {
+				w.run(w.Outside, "ip", "address", "del", n2.Addr.String()+"/32", "dev", "br0")
+				w.run(n1, "ip", "neigh", "flush", "dev", "eth0")
+			},
+			says: []string{"n1", "several hosts", n2.Addr.String(), "find the second host"},
+		},
+		{
+			name: "ARP_switched_off_on_the_underlay", dead: true,
+			inject: command(n1, "ip", "link", "set", "eth0", "arp", "off"), repair: command(n1, "ip", "link", "set", "eth0", "arp", "on"),
+			says: []string{"n1", "ARP is switched off on the underlay's device eth0", "arp on"},
+		},
+		{
+			name: "rp_filter_drops_the_peers_packets", dead: true, on: n2,
+			inject: func(w *world) {
+				w.run(n2, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1")
+				w.run(n2, "ip", "link", "add", "elsewhere", "type", "bridge")
+				w.run(n2, "ip", "link", "set", "elsewhere", "up")
+				w.run(n2, "ip", "route", "add", n1.Addr.String(), "dev", "elsewhere")
+			},
+			repair: func(w *world) {
+				w.run(n2, "ip", "link", "del", "elsewhere")
+				w.run(n2, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
+			},
+			says: []string{"n2", "packets to n1", "do not leave through the underlay's device eth0 but through elsewhere", "ip route get"}, verb: []string{"check"},
+			also: []string{"n2"},
+		},
+	}
+}
+
+// filterFaults are in packet filters that count nothing, or that close other ports.
+func (w *world) filterFaults() []fault {
+	n1, n2, n3 := w.Nodes[0], w.Nodes[1], w.Nodes[2]
+	nft := func(n *lab.Node, script string) func(*world) { return command(n, "nft", script) }
+	closed := func(n *lab.Node, port string) (inject, repair func(*world)) {
+		rule := []string{"INPUT", "-p", "tcp", "--dport", port, "-j", "DROP"}
+		return command(n, append([]string{"iptables", "-I"}, rule...)...), command(n, append([]string{"iptables", "-D"}, rule...)...)
+	}
+	closePeer, openPeer := closed(n2, "4792")
+	closeStore, openStore := closed(n1, "2379")
+	return []fault{
+		{
+			name: "a_rule_that_counts_nothing", dead: true,
+			inject: nft(n1, "add table inet f; add chain inet f o { type filter hook output priority 0; }; add rule inet f o udp dport 4789 drop"),
+			repair: nft(n1, "delete table inet f"),
+			says:   []string{"packet filter of n1", "without counting", "inet f o: udp dport 4789 drop", "remove that rule"},
+		},
+		{
+			name: "a_chain_that_drops_by_default", dead: true,
+			inject: nft(n2, "add table inet f; add chain inet f i { type filter hook input priority 0; policy drop; }; add rule inet f i meta l4proto { tcp, icmp } accept"),
+			repair: nft(n2, "delete table inet f"),
+			says:   []string{"packet filter of n2", "inet f i (hook input): policy drop", "accept UDP port 4789"},
+		},
+		{
+			name: "check_finds_a_firewall_that_knows_nothing_of_the_cluster", dead: true, on: n2,
+			inject: command(n2, "iptables", "-P", "INPUT", "DROP"), repair: command(n2, "iptables", "-P", "INPUT", "ACCEPT"),
+			verb: []string{"check"}, says: []string{"n2", "policy drop", "no rule there accepts UDP port 4789", "accept UDP port 4789"}, also: []string{"n2"},
+		},
+		{
+			name: "a_filter_at_the_device", dead: true,
+			inject: nft(n2, "add table netdev f; add chain netdev f i { type filter hook ingress device eth0 priority 0; }; add rule netdev f i udp dport 4789 counter drop"),
+			repair: nft(n2, "delete table netdev f"),
+			says:   []string{"packet filter of n2", "netdev f i", "remove that rule"},
+		},
+		{
+			name: "the_daemons_port_closed", inject: closePeer, repair: openPeer,
+			says: []string{"daemon of n2 is connected to the store", "accept TCP"},
+		},
+		{
+			name: "check_finds_the_rule_at_the_daemons_port", inject: closePeer, repair: openPeer, on: n2, verb: []string{"check"},
+			says: []string{"n2", "TCP port 4792", "ask each other", "remove that rule"},
+		},
+		{
+			name: "check_finds_the_rule_at_the_stores_port", inject: closeStore, repair: openStore, on: n1, verb: []string{"check"},
+			says: []string{"n1", "TCP port 2379", "the store uses", "remove that rule"}, also: []string{"n"},
+		},
+		{
+			name: "a_firewall_at_docker_gwbridge", on: n3, verb: []string{"check"},
+			inject: command(n3, "iptables", "-I", "DOCKER-USER", "-i", "docker_gwbridge", "-j", "DROP"),
+			repair: command(n3, "iptables", "-D", "DOCKER-USER", "-i", "docker_gwbridge", "-j", "DROP"),
+			says:   []string{"n3", "docker_gwbridge", "DOCKER-USER", "remove that rule"},
+		},
+	}
+}
+
+// stackFaults are in the containers' own kernels: their interfaces could send.
+func (w *world) stackFaults() []fault {
+	n1, n2 := w.Nodes[0], w.Nodes[1]
+	in := func(n *lab.Node, args ...string) func(*world) { return func(w *world) { w.inContainer(n, args...) } }
+	return []fault{
+		{
+			name: "blackhole_in_the_container", dead: true,
+			inject: in(n1, "ip", "route", "add", "blackhole", w.address["n2"]), repair: in(n1, "ip", "route", "del", "blackhole", w.address["n2"]),
+			says: []string{"n1", "c-n1", "blackhole", "ip route"},
+		},
+		{
+			name: "the_subnets_route_is_gone", dead: true,
+			inject: in(n2, "ip", "route", "del", subnet), repair: in(n2, "ip", "route", "add", subnet, "dev", "eth0", "src", w.address["n2"]),
+			says: []string{"n2", "c-n2", "lead them to eth1", "ip route get"},
+		},
+		{
+			name: "a_rule_in_the_container_forbids", dead: true,
+			inject: in(n2, "ip", "rule", "add", "to", w.address["n1"], "prohibit"), repair: in(n2, "ip", "rule", "del", "to", w.address["n1"], "prohibit"),
+			says: []string{"n2", "c-n2", "prohibit", "ip rule"},
+		},
+		{
+			name: "ARP_switched_off_in_the_container", dead: true,
+			inject: in(n1, "ip", "link", "set", "eth0", "arp", "off"), repair: in(n1, "ip", "link", "set", "eth0", "arp", "on"),
+			says: []string{"n1", "ARP is switched off on the interface eth0 in the container", "arp on"},
+		},
+		{
+			name: "output_filter_in_the_container", dead: true,
+			inject: in(n1, "iptables", "-I", "OUTPUT", "-p", "icmp", "-j", "DROP"), repair: in(n1, "iptables", "-D", "OUTPUT", "-p", "icmp", "-j", "DROP"),
+			says: []string{"packet filter in the container on n1", "OUTPUT", "remove that rule"},
+		},
+		{
+			name: "a_filter_in_the_container_that_drops_by_default", dead: true,
+			inject: in(n2, "iptables", "-P", "INPUT", "DROP"), repair: in(n2, "iptables", "-P", "INPUT", "ACCEPT"),
+			says: []string{"packet filter in the container on n2", "INPUT (hook input): policy drop"},
+		},
+		{
+			name:   "a_route_with_a_small_MTU_in_the_container",
+			inject: in(n1, "ip", "route", "add", w.address["n2"], "dev", "eth0", "mtu", "lock", "600"),
+			repair: in(n1, "ip", "route", "del", w.address["n2"], "dev", "eth0"),
+			says:   []string{"n1", "sends no packets of 1450 bytes", "its route allows 600", "ip route"},
+		},
+		{
+			name: "the_interface_in_the_container_has_a_small_MTU", large: true,
+			inject: in(n2, "ip", "link", "set", "eth0", "mtu", "576"), repair: in(n2, "ip", "link", "set", "eth0", "mtu", "1450"),
+			says: []string{"n2", "interface eth0 in the container has MTU 576", "restart"},
 		},
 	}
 }
@@ -186,6 +336,7 @@ func (w *world) kernelFaults() []fault {
 // hostFaults are of daemons, stores and disks.
 func (w *world) hostFaults() []fault {
 	n2, n3 := w.Nodes[1], w.Nodes[2]
+	var normal func()
 	return []fault{
 		{
 			name: "peer_daemon_dead", inject: func(w *world) { w.kill(n2) }, repair: func(w *world) { w.startDaemon(n2) },
@@ -246,9 +397,44 @@ func (w *world) hostFaults() []fault {
 			verb: []string{"trace", "c-n1", "10.77.0.200"}, says: []string{"nobody has the address 10.77.0.200", "netdriver inspect web"},
 		},
 		{
+			name: "peer_daemon_hangs", inject: func(w *world) { w.signal(n2, unix.SIGSTOP) }, repair: func(w *world) { w.signal(n2, unix.SIGCONT) },
+			says: []string{"n2", "daemon"}, also: []string{"n2"},
+		},
+		{
+			name: "own_daemon_hangs", on: n3, inject: func(w *world) { w.signal(n3, unix.SIGSTOP) }, repair: func(w *world) { w.signal(n3, unix.SIGCONT) },
+			verb: []string{"check"}, says: []string{"n3", "daemon of this node hangs", "restart it"},
+		},
+		{
+			name: "certificate_about_to_end", on: n3, inject: func(w *world) { w.certify(n3, -9*time.Hour, 40*time.Minute) },
+			repair: func(w *world) { w.restoreCertificate(n3) },
+			verb:   []string{"check"}, says: []string{"n3", "certificate", "ends at", "renews"},
+		},
+		{
+			name: "certificate_ended", on: n3, inject: func(w *world) { w.certify(n3, -9*time.Hour, -time.Minute) },
+			repair: func(w *world) { w.restoreCertificate(n3) },
+			verb:   []string{"check"}, says: []string{"n3", "certificate", "ended at", "clock"}, also: []string{"certificate"},
+		},
+		{
+			name: "store_slow", on: n3, inject: func(w *world) { normal = w.slowStore() }, repair: func(*world) { normal() },
+			verb: []string{"check", "--peer", "n2"}, says: []string{"n3", "the store is slow", "disks"}, also: []string{"n"},
+		},
+		{
 			name: "forwarding_switched_off", on: n3,
 			inject: command(n3, "sysctl", "-qw", "net.ipv4.ip_forward=0"), repair: command(n3, "sysctl", "-qw", "net.ipv4.ip_forward=1"),
 			verb: []string{"check"}, says: []string{"the host forwards no packets", "ip_forward=1"},
+		},
+		{
+			name: "netdrivers_namespace_deleted", on: n3,
+			inject: func(w *world) {
+				w.freeze(n3)
+				w.run(n3, "umount", "/run/netdriver/netns")
+				w.run(n3, "rm", "/run/netdriver/netns")
+			},
+			repair: func(w *world) {
+				w.thaw(n3)
+				w.run(n3, "docker", "restart", "--time", "0", "c-n3") // its interface went with the namespace
+			},
+			verb: []string{"check"}, says: []string{"n3", "network namespace is not there", "start the daemon"}, also: []string{"n3"},
 		},
 	}
 }
@@ -257,6 +443,46 @@ func (w *world) hostFaults() []fault {
 func (w *world) freeze(n *lab.Node) { w.kill(n) }
 
 func (w *world) thaw(n *lab.Node) { w.startDaemon(n) }
+
+// signal is sent to a node's daemon.
+func (w *world) signal(n *lab.Node, s unix.Signal) {
+	w.t.Helper()
+	if err := unix.Kill(n.DaemonPID(), s); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// certify gives a node a certificate that is valid from one time until another, as seen from now.
+func (w *world) certify(n *lab.Node, from, until time.Duration) {
+	w.t.Helper()
+	if err := w.certificates[n.Addr].Renew(time.Now().Add(from), time.Now().Add(until)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// restoreCertificate gives it one that is good for the rest of the day.
+func (w *world) restoreCertificate(n *lab.Node) { w.certify(n, -time.Hour, 23*time.Hour) }
+
+// slowStore lets the daemon that carries the store run for moments only, until the returned function is called.
+func (w *world) slowStore() (normal func()) {
+	stop, done := make(chan struct{}), make(chan struct{})
+	pid := w.Nodes[0].DaemonPID()
+	go func() {
+		defer close(done)
+		for {
+			_ = unix.Kill(pid, unix.SIGSTOP) // it is there as long as the test
+			select {
+			case <-stop:
+				_ = unix.Kill(pid, unix.SIGCONT)
+				return
+			case <-time.After(600 * time.Millisecond):
+			}
+			_ = unix.Kill(pid, unix.SIGCONT)
+			time.Sleep(60 * time.Millisecond)
+		}
+	}()
+	return func() { close(stop); <-done }
+}
 
 func (w *world) kill(n *lab.Node) {
 	w.t.Helper()

@@ -17,7 +17,14 @@ import (
 )
 
 // A Certificate names the PEM files that one node uses towards the store, as server and as client.
-type Certificate struct{ CA, Cert, Key string }
+type Certificate struct {
+	CA, Cert, Key string
+
+	write func(from, until time.Time) error
+}
+
+// Renew writes the certificate anew, valid from one time until another, which may have passed.
+func (c *Certificate) Renew(from, until time.Time) error { return c.write(from, until) }
 
 // Certificates makes a certificate authority and, signed by it, a certificate for each address, as PEM files in dir.
 // All are valid for a day.
@@ -52,7 +59,11 @@ func Certificates(dir string, addrs ...netip.Addr) (map[netip.Addr]*Certificate,
 			Cert: filepath.Join(dir, addr.String()+".pem"),
 			Key:  filepath.Join(dir, addr.String()+"-key.pem"),
 		}
-		if err := sign(certificate.Cert, leaf, authority, &key.PublicKey, authorityKey); err != nil {
+		certificate.write = func(from, until time.Time) error {
+			leaf.NotBefore, leaf.NotAfter = from, until
+			return sign(certificate.Cert, leaf, authority, &key.PublicKey, authorityKey)
+		}
+		if err := certificate.Renew(leaf.NotBefore, leaf.NotAfter); err != nil {
 			return nil, err
 		}
 		der, err := x509.MarshalPKCS8PrivateKey(key)
