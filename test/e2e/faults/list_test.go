@@ -4,8 +4,11 @@ package faults
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -397,11 +400,11 @@ func (w *world) hostFaults() []fault {
 			verb: []string{"trace", "c-n1", "10.77.0.200"}, says: []string{"nobody has the address 10.77.0.200", "netdriver inspect web"},
 		},
 		{
-			name: "peer_daemon_hangs", inject: func(w *world) { w.signal(n2, unix.SIGSTOP) }, repair: func(w *world) { w.signal(n2, unix.SIGCONT) },
+			name: "peer_daemon_hangs", inject: func(w *world) { w.stop(n2) }, repair: func(w *world) { w.resume(n2) },
 			says: []string{"n2", "daemon"}, also: []string{"n2"},
 		},
 		{
-			name: "own_daemon_hangs", on: n3, inject: func(w *world) { w.signal(n3, unix.SIGSTOP) }, repair: func(w *world) { w.signal(n3, unix.SIGCONT) },
+			name: "own_daemon_hangs", on: n3, inject: func(w *world) { w.stop(n3) }, repair: func(w *world) { w.resume(n3) },
 			verb: []string{"check"}, says: []string{"n3", "daemon of this node hangs", "restart it"},
 		},
 		{
@@ -444,12 +447,30 @@ func (w *world) freeze(n *lab.Node) { w.kill(n) }
 
 func (w *world) thaw(n *lab.Node) { w.startDaemon(n) }
 
-// signal is sent to a node's daemon.
-func (w *world) signal(n *lab.Node, s unix.Signal) {
+// stop makes a node's daemon hang, resume lets it go on.
+func (w *world) stop(n *lab.Node) {
 	w.t.Helper()
-	if err := unix.Kill(n.DaemonPID(), s); err != nil {
+	if err := unix.Kill(n.DaemonPID(), unix.SIGSTOP); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+func (w *world) resume(n *lab.Node) {
+	w.t.Helper()
+	if err := resume(n.DaemonPID()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// resume lets a process go on, and its parent: nsenter stops when its child does.
+func resume(pid int) error {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return err
+	}
+	_, after, _ := strings.Cut(string(text), ") ")
+	parent, err := strconv.Atoi(strings.Fields(after)[1])
+	return errors.Join(err, unix.Kill(pid, unix.SIGCONT), unix.Kill(parent, unix.SIGCONT))
 }
 
 // certify gives a node a certificate that is valid from one time until another, as seen from now.
@@ -473,11 +494,11 @@ func (w *world) slowStore() (normal func()) {
 			_ = unix.Kill(pid, unix.SIGSTOP) // it is there as long as the test
 			select {
 			case <-stop:
-				_ = unix.Kill(pid, unix.SIGCONT)
+				_ = resume(pid)
 				return
 			case <-time.After(600 * time.Millisecond):
 			}
-			_ = unix.Kill(pid, unix.SIGCONT)
+			_ = resume(pid)
 			time.Sleep(60 * time.Millisecond)
 		}
 	}()
