@@ -15,7 +15,8 @@ import (
 func TestVirtualNodesUseVolumesByTheirKernels(t *testing.T) {
 	c := bareCluster(t, lab.DefaultMemory)
 	hosts := bareHosts(c.Nodes)
-	t.Run("nfsd", func(t *testing.T) { nfsdScenario(t, c.Nodes[1], hosts[0]) })
+	ganesha := newGanesha(t, c.Lab, 242)
+	t.Run("nfsd", func(t *testing.T) { nfsdScenario(t, c.Nodes[1], hosts[0], ganesha) })
 	t.Run("cephfs", func(t *testing.T) {
 		k := cephKind(newCeph(t, c.Lab, 241))
 		t.Run("kernel", func(t *testing.T) {
@@ -26,13 +27,12 @@ func TestVirtualNodesUseVolumesByTheirKernels(t *testing.T) {
 		})
 		k.scenario(t, hosts)
 	})
-	t.Run("containers", func(t *testing.T) { guideScenario(t, c) })
+	t.Run("containers", func(t *testing.T) { guideScenario(t, c, ganesha) })
 }
 
 // guideScenario is the guide's way: `docker volume create` with the options of Docker's own NFS volumes, a service whose task
 // writes on one node and moves to the other, and containers while the server is frozen.
-func guideScenario(t *testing.T, c *cluster) {
-	s := newGanesha(t, c.Lab, 242)
+func guideScenario(t *testing.T, c *cluster, s *fileServer) {
 	// A swarm's dockerd has no --live-restore.
 	if err := errors.Join(c.StartDocker(t.Context()), c.StartSwarm(t.Context(), managedDriver)); err != nil {
 		t.Fatal(err)
@@ -67,8 +67,8 @@ exportfs -i -o rw,no_subtree_check,no_root_squash,fsid=11 '*:/run/nfs/share'
 exportfs -i -o rw,no_subtree_check,root_squash,fsid=12 '*:/run/nfs/squash'
 `
 
-// nfsdScenario: the kernel's NFS server on one virtual node, a user on the other.
-func nfsdScenario(t *testing.T, server *lab.Node, user volumeHost) {
+// nfsdScenario: the kernel's NFS server on one virtual node, a user on the other, and another server beside them.
+func nfsdScenario(t *testing.T, server *lab.Node, user volumeHost, other *fileServer) {
 	const start = `set -e
 mkdir -p /run/nfs /var/lib/nfs
 mount -t tmpfs tmpfs /run/nfs
@@ -96,6 +96,7 @@ rpcbind || true
 			}
 		})
 	}
+	nfsdOutages(t, server, user, other)
 	t.Run("root squashed", func(t *testing.T) {
 		makeVolume(t, user, "nfsd-squashed", append(three("squash"), "subdir=made")...)
 		says(t, refusal(t, user, "nfsd-squashed"), "nfs server "+addr, "root_squash")
@@ -106,6 +107,10 @@ rpcbind || true
 		says(t, refusal(t, user, "nfsd-gone"), fmt.Sprintf("the export is not allowed for this node (%s)", user.node().Addr))
 		run(t, server, "sh", "-c", exportAll)
 		uses(t, user, "nfsd-gone", "cat /data/f")
+	})
+	t.Run("read-only", func(t *testing.T) {
+		makeVolume(t, user, "nfsd-ro", nfsOptions(addr, "/run/nfs/share", "vers=3", "ro")...)
+		says(t, uses(t, user, "nfsd-ro", "cat /data/f; ! echo x 2>&1 >/data/x"), "Read-only file system")
 	})
 	// With fsid= the handle of an export's root names the export and no inode: who has it mounted finds the new directory.
 	t.Run("exported directory made anew", func(t *testing.T) {
@@ -120,5 +125,25 @@ rpcbind || true
 			return err
 		})
 		held.end(t)
+	})
+}
+
+// nfsdOutages: the kernel's server is stopped, and what it sends is dropped, while the same node uses a volume of another
+// server. A kernel cannot be frozen alone.
+func nfsdOutages(t *testing.T, server *lab.Node, user volumeHost, other *fileServer) {
+	addr := server.Addr.String()
+	k := &volumeKind{
+		fileServer: &fileServer{addr: addr}, name: "nfsd",
+		options: func(...string) []string { return nfsOptions(addr, "/share") }, ready: func() {},
+	}
+	makeVolume(t, user, k.name, k.options()...)
+	makeVolume(t, user, k.name+"-other", nfsOptions(other.addr, "/share")...)
+	uses(t, user, k.name, "echo kept >/data/f")
+	at := func(args ...string) func() { return func() { run(t, server, args...) } }
+	users := []volumeHost{user, user} // the other node is the server
+	t.Run("stopped", func(t *testing.T) { k.outage(t, users, at("rpc.nfsd", "0"), at("rpc.nfsd", "4")) })
+	drop := "blackhole " + user.node().Addr.String()
+	t.Run("cut off", func(t *testing.T) {
+		k.outage(t, users, at("sh", "-c", "ip route add "+drop), at("sh", "-c", "ip route del "+drop))
 	})
 }

@@ -24,7 +24,7 @@ const recordFile = "lab.json"
 const roomInMemory = 1 << 30
 
 // reapLimit is how long the end of a killed process may take.
-const reapLimit = 10 * time.Second
+const reapLimit = time.Minute
 
 // A record is what a lab leaves on disk for the case that its maker is killed.
 type record struct {
