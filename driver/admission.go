@@ -53,6 +53,7 @@ func (d *Driver) admit(ctx context.Context) {
 	defer d.admitted.mu.Unlock()
 	var want firewall.Underlay
 	d.cfg.Mirror.Read(func(r *store.Records) { want = admission(d.site, r.Networks, r.Nodes) })
+	want.Bridges = d.bridges.renamed()
 	if d.admitted.known && reflect.DeepEqual(want, d.admitted.last) {
 		return
 	}

@@ -106,6 +106,8 @@ type Driver struct {
 	applied applied
 	// admitted is what the packet filter was told; see admission.go.
 	admitted admitted
+	// bridges are Docker's own.
+	bridges bridges
 }
 
 // New makes a Driver. It does nothing until Run.

@@ -27,6 +27,10 @@ type Docker interface {
 	Endpoints(ctx context.Context, dockerID string) (ids []string, known bool, err error)
 	// Swarm returns the id of the swarm that this node's engine is a manager of, or "" if it is none.
 	Swarm(ctx context.Context) (id string, err error)
+	// Bridges returns the names of the bridges of Docker's own bridge networks, sorted.
+	Bridges(ctx context.Context) ([]string, error)
+	// Wake reports that something may have changed.
+	Wake(ctx context.Context) <-chan struct{}
 }
 
 // Leases are the cluster's addresses; *ipam.Service is the real one.

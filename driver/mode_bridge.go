@@ -8,6 +8,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync"
 
 	"github.com/docker/go-plugins-helpers/network"
 
@@ -137,7 +139,7 @@ func (d *Driver) filterBridges(ctx context.Context) error {
 			}
 		}
 	})
-	rules, allowed := bridgeRules(nets)
+	rules, allowed := bridgeRules(nets, d.bridges.renamed()...)
 	_, err := d.cfg.Filter.Apply(ctx, rules)
 	if d.cfg.Allow != nil {
 		_, allowErr := d.cfg.Allow.Apply(ctx, allowed)
@@ -155,10 +157,57 @@ const (
 // dockerBridges are the names that Docker gives to its own, whose isolation its own rules see to.
 func dockerBridges() []string { return []string{"docker*", "br-*"} }
 
+// bridges are the bridges of Docker's own networks that have names of the user's choice (com.docker.network.bridge.name).
+type bridges struct {
+	mu    sync.Mutex
+	names []string
+}
+
+func (b *bridges) renamed() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.names
+}
+
+// learn notes the names of all of Docker's bridges and says whether there is news.
+func (b *bridges) learn(all []string) bool {
+	known := func(name string) bool { return strings.HasPrefix(name, "docker") || strings.HasPrefix(name, "br-") }
+	names := slices.DeleteFunc(slices.Clone(all), known)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	news := !slices.Equal(names, b.names)
+	b.names = names
+	return news
+}
+
+// followBridges has the packet filter know Docker's own bridges, whatever their names are, until ctx ends.
+func (d *Driver) followBridges(ctx context.Context) {
+	if d.cfg.Docker == nil || d.cfg.Filter == nil {
+		return
+	}
+	wake := d.cfg.Docker.Wake(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-wake:
+		}
+		all, err := d.cfg.Docker.Bridges(ctx)
+		if err != nil || !d.bridges.learn(all) { // of an engine that is away we hear again
+			continue
+		}
+		d.admit(ctx)
+		if err := d.filterBridges(ctx); err != nil {
+			d.log.Warn("the packet filter is not as the bridge networks want it", "error", err)
+		}
+	}
+}
+
 // bridgeRules are the rules for bridge networks: what their containers send to other networks has the host's address, and
 // nobody outside reaches them but in reply. The second ruleset lets pass what Docker's filter would drop: it drops whatever is
-// forwarded and not its own. It is pure.
-func bridgeRules(nets []store.Network) (rules, allowed firewall.Ruleset) {
+// forwarded and not its own. docker are
+// Docker's bridges besides those that are known by their names. It is pure.
+func bridgeRules(nets []store.Network, docker ...string) (rules, allowed firewall.Ruleset) {
 	const replies = firewall.StateEstablished | firewall.StateRelated
 	var forward, snat, allow []firewall.Rule
 	for _, nw := range nets {
@@ -175,7 +224,7 @@ func bridgeRules(nets []store.Network) (rules, allowed firewall.Ruleset) {
 		for _, subnet := range nw.Subnets {
 			snat = append(snat, firewall.Rule{From: subnet, Out: b, NotOut: true, Verdict: firewall.Masquerade})
 		}
-		for _, other := range dockerBridges() { // their published ports are for everybody
+		for _, other := range slices.Concat(dockerBridges(), docker) { // their published ports are for everybody
 			forward = append(forward, firewall.Rule{In: b, Out: other, Translated: true, Verdict: firewall.Pass},
 				firewall.Rule{Name: "from-bridge", In: b, Out: other, Verdict: firewall.Drop})
 			allow = append(allow, firewall.Rule{In: b, Out: other, Verdict: firewall.Pass})

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -39,6 +40,11 @@ func TestABridgesRulesKeepOthersOutAndLetItsContainersGo(t *testing.T) {
 	}
 	if diff := cmp.Diff(string(want), text.String()); diff != "" {
 		t.Errorf("testdata/bridge-rules.golden (-want +got):\n%s", diff)
+	}
+	rules, _ = bridgeRules([]store.Network{open}, "mybridge")
+	named := slices.ContainsFunc(rules.Chains[0].Rules, func(r firewall.Rule) bool { return r.Out == "mybridge" && r.Verdict == firewall.Drop })
+	if !named {
+		t.Errorf("a bridge of Docker's with a name of the user's choice is open: %+v", rules)
 	}
 	none, nothing := bridgeRules(nil)
 	if len(none.Chains)+len(nothing.Chains) > 0 {

@@ -107,6 +107,9 @@ type engine struct {
 	down bool
 	// swarm is the id of the swarm that it is a manager of.
 	swarm string
+	// bridges are those of its own networks, wake tells of news.
+	bridges []string
+	wake    chan struct{}
 }
 
 func (e *engine) add(network string, endpoints ...string) {
@@ -134,6 +137,17 @@ func (e *engine) remove(network string, endpoints ...string) {
 		delete(e.nets[network], id)
 	}
 }
+
+func (e *engine) Bridges(context.Context) ([]string, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.down {
+		return nil, errors.New("docker is away")
+	}
+	return e.bridges, nil
+}
+
+func (e *engine) Wake(context.Context) <-chan struct{} { return e.wake }
 
 func (e *engine) Swarm(context.Context) (string, error) {
 	e.mu.Lock()

@@ -58,6 +58,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	g.Go(func() error { d.report(ctx); return nil })
 	g.Go(func() error { d.recordJoins(ctx); return nil })
 	g.Go(func() error { d.clean(ctx); return nil })
+	g.Go(func() error { d.followBridges(ctx); return nil })
 	g.Go(func() error { d.announceArrivals(ctx); return nil })
 	return g.Wait()
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/netdriver/netdriver/vxlan"
 )
@@ -30,6 +31,8 @@ type Underlay struct {
 	// VNIs of this node's networks, by their UDP port. Packets with others are not judged: they are of other overlays, such
 	// as Docker's own, which may use the same port.
 	VNIs map[uint16][]vxlan.VNI
+	// Bridges are those of Docker's that have names of the user's choice; the others are known by their names.
+	Bridges []string
 }
 
 // Ruleset returns the rules. A packet with one of our VNIs is dropped if a container of this host has sent it, whatever
@@ -48,7 +51,7 @@ func (u Underlay) Ruleset() Ruleset {
 		// The VNI may be out of sight behind extension headers or in another fragment: nobody who means well does that.
 		hidden := Rule{Protocol: UDP, Port: port, Extended: true, Verdict: Drop}
 		for _, r := range []Rule{ours, hidden} {
-			for _, bridge := range containerBridges() {
+			for _, bridge := range slices.Concat(containerBridges(), u.Bridges) {
 				if !isLike(u.Device, bridge) {
 					r.In, r.Name = bridge, CountContainer
 					in.Rules, through.Rules = append(in.Rules, r), append(through.Rules, r)
@@ -66,10 +69,10 @@ func (u Underlay) Ruleset() Ruleset {
 // (Docker leaves them CAP_NET_RAW), and most hosts do not check it.
 func containerBridges() []string { return []string{"docker*", "br-*", "nd*"} }
 
-// isLike says whether a device's name begins like a pattern that ends with *.
+// isLike says whether a device's name is like a pattern, which may end with *.
 func isLike(device, pattern string) bool {
-	n := len(pattern) - 1
-	return len(device) >= n && device[:n] == pattern[:n]
+	begin, open := strings.CutSuffix(pattern, "*")
+	return device == pattern || open && strings.HasPrefix(device, begin)
 }
 
 // Lock returns the rules that keep clear text away from the UDP port of encrypted networks, whatever happens to the policies

@@ -3,12 +3,15 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/client"
 )
@@ -50,6 +53,26 @@ func (e *Engine) Endpoints(ctx context.Context, dockerID string) (ids []string, 
 		ids = append(ids, c.EndpointID)
 	}
 	return ids, true, nil
+}
+
+// bridgeName is the option of Docker's bridge driver by which a user names a bridge.
+const bridgeName = "com.docker.network.bridge.name"
+
+// Bridges returns the names of the bridges of Docker's own bridge networks, sorted.
+func (e *Engine) Bridges(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	all, err := e.api.NetworkList(ctx, network.ListOptions{Filters: filters.NewArgs(filters.Arg("driver", "bridge"))})
+	if err != nil {
+		return nil, fmt.Errorf("ask Docker for its bridge networks: %w", err)
+	}
+	var names []string
+	for _, nw := range all {
+		const short = 12
+		names = append(names, cmp.Or(nw.Options[bridgeName], "br-"+nw.ID[:min(short, len(nw.ID))]))
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // Alive asks the engine for a sign of life.

@@ -71,3 +71,18 @@ func TestAFailingEngineIsAnErrorAndNotAnUnknownNetwork(t *testing.T) {
 		t.Error("no error from an engine that is away")
 	}
 }
+
+func TestBridgesHaveTheirNamesOrThoseThatDockerGives(t *testing.T) {
+	e := open(t, func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/networks") || r.URL.Query().Get("filters") != `{"driver":{"bridge":true}}` {
+			http.Error(w, `{"message":"page not found"}`, http.StatusNotFound)
+			return
+		}
+		fmt.Fprint(w, `[{"Name":"mine","Id":"0123456789abcdef","Options":{"com.docker.network.bridge.name":"shop0"}},`+
+			`{"Name":"plain","Id":"fedcba9876543210","Options":{}}]`)
+	})
+	got, err := e.Bridges(t.Context())
+	if want := []string{"br-fedcba987654", "shop0"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %v, %v, want %v", got, err, want)
+	}
+}

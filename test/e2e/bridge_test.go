@@ -74,7 +74,11 @@ func TestABridgeNetworkIsClosedToOthersAndAnInternalOneToAll(t *testing.T) {
 	theirs := network + "-docker"
 	docker(t, n, "network", "create", "--subnet", "10.107.4.0/24", theirs)
 	atEnd(t, n, "network", "rm", theirs)
-	a, b, d := serve(t, n, network), serve(t, n, inside), serve(t, n, theirs)
+	named := network + "-named"
+	docker(t, n, "network", "create", "--subnet", "10.107.11.0/24", "--opt", "com.docker.network.bridge.name=shop0", named)
+	atEnd(t, n, "network", "rm", named)
+	a, b, d, e := serve(t, n, network), serve(t, n, inside), serve(t, n, theirs), serve(t, n, named)
+	run(t, n, "busybox", "ping", "-c", "1", "-W", "2", address(t, n, named, e, "IPAddress")) // control: it is there
 	at := func(network, container string) string { return address(t, n, network, container, "IPAddress") }
 	if err := ping(t, n, a, c.Outside.Addr.String()); err != nil {
 		t.Errorf("control: from the open network to the world: %v", err)
@@ -83,7 +87,7 @@ func TestABridgeNetworkIsClosedToOthersAndAnInternalOneToAll(t *testing.T) {
 		t.Errorf("control: from the internal network to its gateway: %v", err)
 	}
 	for _, way := range []struct{ from, to string }{
-		{d, at(network, a)}, {b, at(network, a)}, {a, at(inside, b)}, {a, at(theirs, d)}, {b, c.Outside.Addr.String()},
+		{d, at(network, a)}, {b, at(network, a)}, {a, at(inside, b)}, {a, at(theirs, d)}, {a, at(named, e)}, {e, at(network, a)}, {b, c.Outside.Addr.String()},
 	} {
 		cmd, err := n.InContainer(t.Context(), way.from, "sh", "-c", "ip route show default | grep -q . || ip route add default via 10.107.3.1")
 		if err == nil {
