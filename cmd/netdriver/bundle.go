@@ -21,6 +21,8 @@ import (
 
 	"github.com/netdriver/netdriver/dataplane"
 	"github.com/netdriver/netdriver/internal/config"
+	"github.com/netdriver/netdriver/internal/events"
+	"github.com/netdriver/netdriver/volume"
 )
 
 const bundleLong = `Write one archive with all that somebody needs who looks for a bug: the reports on all networks and nodes, this host's
@@ -122,6 +124,22 @@ func (a app) reportFiles(runDir string) []bundled {
 			}
 			return out, nil
 		}),
+		{"volumes.json", func(ctx context.Context) ([]byte, error) {
+			list, err := volume.NewClient(volume.ControlPath(runDir)).List(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return json.MarshalIndent(volumesReport{volumesSchema, list}, "", "  ")
+		}},
+		{"events.jsonl", func(context.Context) ([]byte, error) {
+			last, err := lastSettings(runDir)
+			if err != nil {
+				return nil, err
+			}
+			var b bytes.Buffer
+			err = events.Read(events.Dir(last.DataDir), func(e events.Event) error { return json.NewEncoder(&b).Encode(e) })
+			return b.Bytes(), err
+		}},
 		{"settings.json", func(context.Context) ([]byte, error) { return os.ReadFile(settingsFile(runDir)) }},
 	}
 }

@@ -4,12 +4,19 @@ import (
 	"archive/tar"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/netdriver/netdriver/internal/events"
 )
 
 func TestSecretsAreRemovedAndNothingElse(t *testing.T) {
@@ -32,7 +39,13 @@ func TestSecretsAreRemovedAndNothingElse(t *testing.T) {
 
 func TestABundleHasAllFilesWhateverFails(t *testing.T) {
 	dir := startReports(t, all())
-	if err := os.WriteFile(filepath.Join(dir, "settings.json"), []byte(`{"Node":"n1","token":"geheim"}`), 0o600); err != nil {
+	data := t.TempDir()
+	settings := fmt.Sprintf(`{"Node":"n1","DataDir":%q,"token":"geheim"}`, data)
+	err := errors.Join(
+		os.WriteFile(filepath.Join(dir, "settings.json"), []byte(settings), 0o600),
+		events.New(events.Dir(data), time.Now).Add(events.Event{Kind: events.Refused, Text: "NetworkDriver.Join: no room, password: geheim"}),
+	)
+	if err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "b.tar.gz")
@@ -40,10 +53,13 @@ func TestABundleHasAllFilesWhateverFails(t *testing.T) {
 		t.Fatalf("status %d, output %q, errors %q", code, out, errs)
 	}
 	names, text := untar(t, file)
-	for _, want := range []string{"networks.json", "inspect.json", "check.json", "diff.json", "settings.json", "host/links.txt", "namespace/nft.txt"} {
+	for _, want := range []string{"networks.json", "inspect.json", "check.json", "diff.json", "settings.json", "volumes.json", "events.jsonl", "host/links.txt", "namespace/nft.txt"} {
 		if !slices.Contains(names, "netdriver/"+want) {
 			t.Errorf("%s is not among %v", want, names)
 		}
+	}
+	if !strings.Contains(text, "no room, ") {
+		t.Error("the events are not in it")
 	}
 	if !strings.Contains(text, "netdriver.inspect/v1") || !strings.Contains(text, `"Node":"n1"`) {
 		t.Error("the reports are not in it")
@@ -88,10 +104,63 @@ func TestEveryVerbHasAManualPage(t *testing.T) {
 	if code, _, errs := execute(t, nil, "man", dir); code != 0 {
 		t.Fatal(errs)
 	}
-	for _, verb := range []string{"", "-inspect", "-check", "-trace", "-diff", "-ipam-check", "-bundle", "-cluster-join"} {
-		text, err := os.ReadFile(filepath.Join(dir, "netdriver"+verb+".8"))
+	n := 0
+	every(app{}.root(), func(cmd *cobra.Command) {
+		if cmd.Hidden || !cmd.IsAvailableCommand() && !cmd.HasSubCommands() {
+			return
+		}
+		n++
+		page := strings.ReplaceAll(cmd.CommandPath(), " ", "-") + ".8"
+		text, err := os.ReadFile(filepath.Join(dir, page))
 		if err != nil || !strings.Contains(string(text), ".SH NAME") {
-			t.Errorf("page of netdriver%s: %v", verb, err)
+			t.Errorf("%s: %v", page, err)
+		}
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden && f.Name != "help" && !strings.Contains(string(text), "--"+f.Name) {
+				t.Errorf("%s does not name --%s", page, f.Name)
+			}
+		})
+	})
+	if n < 30 {
+		t.Errorf("only %d verbs were found", n)
+	}
+}
+
+// every calls f with a command and all below it.
+func every(cmd *cobra.Command, f func(*cobra.Command)) {
+	f(cmd)
+	for _, sub := range cmd.Commands() {
+		every(sub, f)
+	}
+}
+
+// What a verb is about is completed, unless it is a file, a secret, or something new.
+func TestTheShellCompletesWhatVerbsAreAbout(t *testing.T) {
+	free := []string{"bundle", "man", "cluster join", "cluster recover", "cluster restore", "cluster backup", "cluster size", "cluster members", "volume restore", "volume verify"}
+	every(app{}.root(), func(cmd *cobra.Command) {
+		name := strings.TrimPrefix(cmd.CommandPath(), "netdriver ")
+		_, words, takes := strings.Cut(cmd.Use, " ")
+		if takes && !cmd.Hidden && strings.ToUpper(words) == words && cmd.ValidArgsFunction == nil && !slices.Contains(free, name) {
+			t.Errorf("netdriver %s: nothing completes %s", name, words)
+		}
+	})
+	dir := startReports(t, reports{"my-net": healthy()})
+	for words, want := range map[string]string{
+		"inspect ":            "my-net\n",
+		"inspect -o ":         "text\njson\n",
+		"check --peer ":       "node1\n",
+		"trace --network ":    "my-net\n",
+		"events --network ":   "my-net\n",
+		"capture --node ":     "node1\n",
+		"capture ":            "my-net\n",
+		"capture my-net ":     endpointNames(healthy())[0] + "\n",
+		"trace ":              endpointNames(healthy())[0] + "\n",
+		"volumes --output ":   "text\njson\n",
+		"volume ls --format ": "text\njson\n",
+	} {
+		_, out, _ := execute(t, []string{"NETDRIVER_RUN_DIR=" + dir}, append([]string{"__complete"}, strings.Split(words, " ")...)...)
+		if !strings.HasPrefix(out, want) {
+			t.Errorf("%q is completed by %q, want %q", words, out, want)
 		}
 	}
 }

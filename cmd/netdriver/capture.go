@@ -54,7 +54,7 @@ func (a app) captureVerb() *cobra.Command {
 	var o captureOptions
 	cmd := &cobra.Command{
 		Use: "capture NETWORK [ENDPOINT] [FILTER…]", Short: "Show the frames of a network's containers, from all nodes", Long: captureLong,
-		Args: judged(cobra.MinimumNArgs(1)), ValidArgsFunction: a.completeEndpoints,
+		Args: judged(cobra.MinimumNArgs(1)), ValidArgsFunction: a.completeEndpoints(),
 	}
 	f := cmd.Flags()
 	f.StringVarP(&o.file, "write", "w", "", "write pcapng to this `file`, or to stdout if it is -")
@@ -310,23 +310,3 @@ func (a app) captureSink(j *captureJob, o captureOptions, note func(int, string)
 type nopCloser struct{ io.Writer }
 
 func (nopCloser) Close() error { return nil }
-
-// completeEndpoints lets the shell complete networks, and the endpoints of one.
-func (a app) completeEndpoints(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
-	client, err := a.client(cmd)
-	if len(args) == 0 || err != nil {
-		return a.completeNetworks(cmd, args, word)
-	}
-	if len(args) > 1 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	r, err := client.Network(cmd.Context(), args[0])
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var names []string
-	for _, e := range r.Endpoints {
-		names = append(names, cmp.Or(e.Task, e.Container, e.ID))
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
-}

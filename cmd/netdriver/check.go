@@ -19,10 +19,9 @@ Exit status: 0 healthy, 1 degraded, 2 failed, 3 could not tell.`
 // check is the verb that looks at this host.
 func (a app) check() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "check", Short: "Say whether this host is well, and its way to the others", Long: checkLong, Args: judged(cobra.NoArgs),
+		Use: "check", Short: "Say whether this host is well, and its way to the others", Long: checkLong, Args: cobra.NoArgs,
 	}
 	peer := cmd.Flags().String("peer", "", "look at the way to this `node` only")
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cannotTell(err) })
 	cmd.RunE = a.looks(cmd, func(ctx context.Context, l looker, _ []string) (answer, error) {
 		r, err := l.Check(ctx, *peer)
 		return answer{r, func(p painter) string { return p.check(r) }, exitOf(r.Verdict)}, err

@@ -23,8 +23,8 @@ import (
 const changeDaemon = 90 * time.Second
 
 func (a app) cluster() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "cluster", Short: "Make, join and look after a cluster of nodes", Args: cobra.NoArgs,
+	cmd := group(&cobra.Command{
+		Use: "cluster", Short: "Make, join and look after a cluster of nodes",
 		Long: "A cluster is nodes that share one store. The first makes it with `init`, the others join it with a token:" +
 			"\n\n" +
 			"  netdriver cluster init      on the first node\n" +
@@ -32,7 +32,7 @@ func (a app) cluster() *cobra.Command {
 			"  netdriver cluster join TOKEN   on each other node\n\n" +
 			"The store has one member until there are three nodes, then three, or five if asked for. All connections use\n" +
 			"certificates of the cluster's own authority.",
-	}
+	})
 	cmd.AddCommand(
 		a.clusterInit(), a.clusterToken(), a.clusterJoin(), a.clusterLeave(), a.clusterRemove(), a.clusterMembers(),
 		a.clusterStatus(), a.clusterBackup(), a.clusterRestore(),
@@ -160,6 +160,7 @@ func (a app) clusterRemove() *cobra.Command {
 	var q cluster.LeaveRequest
 	cmd := &cobra.Command{
 		Use: "remove NODE", Short: "Take another node, such as a lost one, out of the cluster", Args: cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeNodes(),
 		Long: "Take another node out of the cluster: its addresses are free, its certificate is refused, and its\n" +
 			"member of the store is replaced by another node's.",
 	}

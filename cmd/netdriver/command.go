@@ -85,7 +85,7 @@ func (a app) root() *cobra.Command {
 		Long: "netdriver is a network and IPAM driver for Docker: VXLAN overlays between plain engines, with the truth in\n" +
 			"etcd. Start `netdriver run` on each host, then:\n\n" +
 			"  docker network create -d custom-overlay --ipam-driver custom-overlay --subnet 10.10.0.0/24 NAME",
-		SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs,
+		SilenceErrors: true, SilenceUsage: true,
 	}
 	root.SetOut(a.out)
 	root.SetErr(a.err)
@@ -93,8 +93,21 @@ func (a app) root() *cobra.Command {
 		a.run(), a.inspect(), a.prove(), a.networks(), a.nodes(), a.cluster(), a.volume(), a.install(), a.uninstall(), a.door(), a.volumeChildVerb(),
 		a.volumeTunnelVerb(), a.version(),
 	)
-	root.AddCommand(a.check(), a.trace(), a.diff(), a.ipam(), a.bundle(), a.man(), a.eventsVerb(), a.captureVerb())
+	root.AddCommand(a.check(), a.trace(), a.diff(), a.ipam(), a.bundle(), a.man(), a.eventsVerb(), a.captureVerb(), a.volumesVerb())
+	a.completeFlags(root)
 	return root
+}
+
+// group makes a command of one that only has others: a word that is none of them is an error, which cobra says of the
+// program's own only.
+func group(cmd *cobra.Command) *cobra.Command {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("unknown command %q for %q: see `%s --help`", args[0], cmd.CommandPath(), cmd.CommandPath())
+		}
+		return cmd.Help()
+	}
+	return cmd
 }
 
 // run is the daemon.

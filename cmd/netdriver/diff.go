@@ -23,10 +23,9 @@ Exit status: 0 nothing differs, 1 something does or did, 3 could not tell.`
 func (a app) diff() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "diff [NETWORK]", Short: "Print what the kernel lacks, as ip, bridge and nft commands", Long: diffLong,
-		Args: judged(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeNetworks,
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeNetworks,
 	}
 	fix := cmd.Flags().Bool("fix", false, "do it")
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cannotTell(err) })
 	cmd.RunE = a.looks(cmd, func(ctx context.Context, l looker, args []string) (answer, error) {
 		r, err := l.Diff(ctx, strings.Join(args, ""))
 		if err == nil && *fix {

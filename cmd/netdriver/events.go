@@ -25,6 +25,9 @@ const eventsLong = `Show what happened on this node, oldest first: who sent with
 rules of a network, what somebody changed and netdriver repaired, and which calls of Docker's were refused, with the reason. Some of
 many are shown; inspect counts all. It works when the daemon does not run, too.`
 
+// eventsSchema names the version of an event's JSON.
+const eventsSchema = "netdriver.events/v1"
+
 // eventsVerb shows what the ring on disk holds.
 func (a app) eventsVerb() *cobra.Command {
 	cmd := &cobra.Command{Use: "events", Short: "Show who was refused what on this node, and what was repaired", Long: eventsLong, Args: cobra.NoArgs}
@@ -61,7 +64,10 @@ func (a app) showEvent(e events.Event, network string, asJSON bool) error {
 		return nil
 	}
 	if asJSON {
-		return json.NewEncoder(a.out).Encode(e)
+		return json.NewEncoder(a.out).Encode(struct {
+			Schema string `json:"schema"`
+			events.Event
+		}{eventsSchema, e})
 	}
 	times := ""
 	if e.Count > 1 {

@@ -41,8 +41,8 @@ changed since it was read.
 Exit status: 0 none, 1 there are (or were, with --reclaim), 3 could not tell.`
 
 func (a app) ipam() *cobra.Command {
-	root := &cobra.Command{Use: "ipam", Short: "Look after addresses", Args: cobra.NoArgs}
-	cmd := &cobra.Command{Use: "check", Short: "List addresses that nothing has, and free them", Long: leakLong, Args: judged(cobra.NoArgs)}
+	root := group(&cobra.Command{Use: "ipam", Short: "Look after addresses"})
+	cmd := &cobra.Command{Use: "check", Short: "List addresses that nothing has, and free them", Long: leakLong, Args: cobra.NoArgs}
 	reclaim := cmd.Flags().Bool("reclaim", false, "free them")
 	older := cmd.Flags().Duration("older", 10*time.Minute, "how old they have to be, a `duration`; a container that starts needs some time")
 	cmd.RunE = a.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) (answer, error) {

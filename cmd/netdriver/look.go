@@ -24,9 +24,8 @@ Exit status: 0 healthy, 1 degraded, 2 failed, 3 could not tell.`
 func (a app) inspect() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "inspect [NETWORK]", Short: "Say whether a network is well, and what is wrong", Long: inspectLong,
-		Args: judged(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeNetworks,
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeNetworks,
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cannotTell(err) })
 	cmd.RunE = a.looks(cmd, func(ctx context.Context, c looker, args []string) (answer, error) {
 		if len(args) == 0 {
 			r, err := c.Networks(ctx)
@@ -105,6 +104,8 @@ func (a app) shows(
 ) func(*cobra.Command, []string) error {
 	output := cmd.Flags().StringP("output", "o", "text", "`format`: text or json")
 	config.AddFlags(cmd.Flags(), "run-dir")
+	cmd.Args = judged(cmd.Args)
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cannotTell(err) })
 	return func(cmd *cobra.Command, args []string) error {
 		if *output != "text" && *output != "json" {
 			return cannotTell(fmt.Errorf("--output %q: want text or json", *output))

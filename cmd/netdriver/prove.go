@@ -39,10 +39,9 @@ type proofReport struct {
 func (a app) prove() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "prove NETWORK", Short: "Prove that a network's packets leave this host encrypted", Long: proveLong,
-		Args: judged(cobra.ExactArgs(1)), ValidArgsFunction: a.completeNetworks,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeNetworks,
 	}
 	probes := cmd.Flags().Int("probes", 20, fmt.Sprintf("`number` of frames to each node, 1..%d", proof.MaxProbes))
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cannotTell(err) })
 	cmd.RunE = a.ask(cmd, func(ctx context.Context, c *control.Client, args []string) (answer, error) {
 		cfg, err := config.Load(cmd.Flags(), a.environ, "run-dir")
 		if err != nil {

@@ -25,10 +25,9 @@ Exit status: 0 healthy, 1 degraded, 2 failed, 3 could not tell.`
 func (a app) trace() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "trace SOURCE DESTINATION", Short: "Say at which hop packets between two containers are lost, and why", Long: traceLong,
-		Args: judged(cobra.ExactArgs(2)),
+		Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeContainers(),
 	}
 	network := cmd.Flags().String("network", "", "the `network`, if the two have several in common")
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cannotTell(err) })
 	cmd.RunE = a.looks(cmd, func(ctx context.Context, l looker, args []string) (answer, error) {
 		r, err := l.Trace(ctx, diag.Ask{Source: args[0], Destination: args[1], Network: *network})
 		return answer{r, func(p painter) string { return p.trace(r) }, exitOf(r.Verdict)}, err

@@ -18,7 +18,7 @@ Volumes are made by Docker:
 
 // volume is the group of verbs for volumes.
 func (a app) volume() *cobra.Command {
-	cmd := &cobra.Command{Use: "volume", Short: "Look at volumes, change them, back them up", Long: volumeLong, Args: cobra.NoArgs}
+	cmd := group(&cobra.Command{Use: "volume", Short: "Look at volumes, change them, back them up", Long: volumeLong})
 	cmd.AddCommand(
 		a.volumeList(), a.volumeInspect(), a.volumeCheck(), a.volumeAbort(), a.volumeUpdate(), a.volumeBackup(), a.volumeRestore(),
 		a.volumeVerify(), a.volumeRemove(),
@@ -67,6 +67,25 @@ func (a app) volumeList() *cobra.Command {
 	cmd.RunE = a.askVolumes(cmd, func(ctx context.Context, c *volume.Client, _ []string) (answer, error) {
 		list, err := c.List(ctx)
 		return answer{report: list, text: func(p painter) string { return p.volumes(list) }}, err
+	})
+	return cmd
+}
+
+// volumesSchema names the version of the JSON of `netdriver volumes`.
+const volumesSchema = "netdriver.volumes/v1"
+
+// volumesReport lists the cluster's volumes.
+type volumesReport struct {
+	Schema  string          `json:"schema"`
+	Volumes []volume.Report `json:"volumes"`
+}
+
+// volumesVerb is `volume ls` among the verbs that list: networks, nodes, volumes.
+func (a app) volumesVerb() *cobra.Command {
+	cmd := &cobra.Command{Use: "volumes", Short: "List the cluster's volumes, with their health on all nodes", Args: cobra.NoArgs}
+	cmd.RunE = a.shows(cmd, func(ctx context.Context, runDir string, _ []string) (answer, error) {
+		list, err := volume.NewClient(volume.ControlPath(runDir)).List(ctx)
+		return answer{report: volumesReport{volumesSchema, list}, text: func(p painter) string { return p.volumes(list) }}, err
 	})
 	return cmd
 }

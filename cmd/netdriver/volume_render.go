@@ -18,12 +18,24 @@ import (
 func (a app) painter() painter { return painter{colour: a.coloured(), now: time.Now()} }
 
 // health colours what the last question to a volume's server brought.
-func (p painter) health(r volume.Report) string {
+func (p painter) health(health string) string {
 	colours := map[string]string{string(mount.Healthy): green, string(mount.Stale): red, string(mount.Hung): red}
-	if r.Health == "" {
+	if health == "" {
 		return none
 	}
-	return p.paint(colours[r.Health], strings.ToUpper(r.Health))
+	return p.paint(colours[health], strings.ToUpper(health))
+}
+
+// worstHealth is that on the node where a volume is worst: a hung server blocks whoever uses it.
+func worstHealth(r volume.Report) string {
+	weight := map[string]int{string(mount.Healthy): 1, string(mount.Stale): 2, string(mount.Hung): 3}
+	worst := r.Health
+	for _, u := range r.Users {
+		if weight[u.Health] > weight[worst] {
+			worst = u.Health
+		}
+	}
+	return worst
 }
 
 // volumes is the table of `netdriver volume ls`.
@@ -39,7 +51,7 @@ func (p painter) volumes(list []volume.Report) string {
 			users += u.Users
 		}
 		rows = append(rows, table.Row{
-			v.Name, v.Type, cmp.Or(strings.Join(v.Servers, ","), v.Node), cmp.Or(v.Path, none), p.health(v), users,
+			v.Name, v.Type, cmp.Or(strings.Join(v.Servers, ","), v.Node), cmp.Or(v.Path, none), p.health(worstHealth(v)), users,
 			len(v.Users), cmp.Or(firstLine(v.Problem), none),
 		})
 	}
@@ -59,7 +71,7 @@ func (p painter) volume(r volume.Report) string {
 			fmt.Fprintf(&b, "  %-12s %s\n", name, value)
 		}
 	}
-	fmt.Fprintf(&b, "%s  %s\n", r.Name, p.health(r))
+	fmt.Fprintf(&b, "%s  %s\n", r.Name, p.health(r.Health))
 	line("type", r.Type)
 	line("server", strings.Join(r.Servers, ", "))
 	line("path", r.Path)

@@ -139,15 +139,11 @@ func (r *Ring) write(e Event) error {
 // written) is left out.
 func Read(dir string, f func(Event) error) error {
 	for _, name := range []string{older, current} {
-		file, err := os.Open(filepath.Join(dir, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
+		file, err := open(filepath.Join(dir, name))
 		if err != nil {
-			return fmt.Errorf("read events: %w", err)
+			return err
 		}
-		_, err = lines(file, f)
-		if err := errors.Join(err, file.Close()); err != nil {
+		if err := errors.Join(rest(file, f), file.Close()); file != nil && err != nil {
 			return err
 		}
 	}
@@ -178,56 +174,88 @@ func lines(r io.Reader, f func(Event) error) (n int64, err error) {
 // followEvery is how often a follower looks.
 const followEvery = 200 * time.Millisecond
 
-// Follow calls f with all events, and with new ones as they come, until ctx ends.
+// Follow calls f with all events, and with new ones as they come, until ctx ends. Of more than a ring full between two
+// looks the oldest are missed.
 func Follow(ctx context.Context, dir string, f func(Event) error) error {
-	if err := Read(dir, func(e Event) error { return f(e) }); err != nil {
+	name := filepath.Join(dir, current)
+	file, err := open(name)
+	if err != nil {
 		return err
 	}
-	name := filepath.Join(dir, current)
-	was, at, err := position(name)
-	for err == nil {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(followEvery):
-		}
-		was, at, err = news(name, was, at, f)
+	defer func() { file.Close() }()
+	if err := readOlder(dir, file, f); err != nil {
+		return err
 	}
+	for {
+		// The file that is followed is open: what was written to it before it was put aside is read all the same.
+		next, err := open(name)
+		if err != nil {
+			return err
+		}
+		if err := rest(file, f); err != nil {
+			return errors.Join(err, next.Close())
+		}
+		if same(file, next) {
+			next.Close()
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(followEvery):
+			}
+			continue
+		}
+		file.Close()
+		file = next
+	}
+}
+
+// open opens a file of events; nil if there is none.
+func open(name string) (*os.File, error) {
+	file, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	return file, nil
+}
+
+// readOlder reads what was put aside, unless that is the file that is followed.
+func readOlder(dir string, followed *os.File, f func(Event) error) error {
+	file, err := open(filepath.Join(dir, older))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if same(file, followed) {
+		return nil
+	}
+	return rest(file, f)
+}
+
+// rest reads whole lines from where a file was read last, and stays before one that is not whole yet.
+func rest(file *os.File, f func(Event) error) error {
+	if file == nil {
+		return nil
+	}
+	at, err := file.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return fmt.Errorf("read events: %w", err)
+	}
+	n, err := lines(file, f)
+	if err != nil {
+		return err
+	}
+	_, err = file.Seek(at+n, io.SeekStart)
 	return err
 }
 
-// position is the file as it is now, and its end.
-func position(name string) (fs.FileInfo, int64, error) {
-	st, err := os.Stat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, 0, nil
+func same(a, b *os.File) bool {
+	if a == nil || b == nil {
+		return a == b
 	}
-	if err != nil {
-		return nil, 0, err
-	}
-	return st, st.Size(), nil
-}
-
-// news reads what is behind at; another file of that name is read from its beginning.
-func news(name string, was fs.FileInfo, at int64, f func(Event) error) (fs.FileInfo, int64, error) {
-	file, err := os.Open(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return was, at, nil
-	}
-	if err != nil {
-		return was, at, err
-	}
-	defer file.Close()
-	st, err := file.Stat()
-	if err != nil {
-		return was, at, err
-	}
-	if was == nil || !os.SameFile(was, st) {
-		at = 0
-	}
-	if _, err := file.Seek(at, io.SeekStart); err != nil {
-		return was, at, err
-	}
-	n, err := lines(file, f)
-	return st, at + n, err
+	x, err := a.Stat()
+	y, err2 := b.Stat()
+	return err == nil && err2 == nil && os.SameFile(x, y)
 }

@@ -105,3 +105,44 @@ func TestAFollowerSeesWhatComes(t *testing.T) {
 		t.Errorf("%v: %v", err, got)
 	}
 }
+
+func TestAFollowerMissesNothingWhenTheFileIsPutAside(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Now()
+	r := New(dir, func() time.Time { now = now.Add(quiet); return now })
+	long := string(make([]byte, 1000))
+	add := func(i int) {
+		if err := r.Add(Event{Kind: Denied, Text: fmt.Sprintf("%04d %s", i, long)}); err != nil {
+			t.Error(err)
+		}
+	}
+	const before, all = 100, 250 // a file holds about 170: a zero takes six bytes in JSON
+	for i := range before {
+		add(i)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	done := errors.New("done")
+	next := 0
+	err := Follow(ctx, dir, func(e Event) error {
+		if want := fmt.Sprintf("%04d", next); e.Text[:4] != want {
+			return fmt.Errorf("%s comes where %s should", e.Text[:4], want)
+		}
+		next++
+		switch next {
+		case before: // what comes while the file is read, and while it is put aside
+			for i := before; i < all; i++ {
+				add(i)
+			}
+		case all:
+			return done
+		}
+		return nil
+	})
+	if !errors.Is(err, done) {
+		t.Errorf("after %d: %v", next, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, older)); err != nil {
+		t.Errorf("the file was not put aside: %v", err)
+	}
+}

@@ -98,7 +98,7 @@ func TestEveryCommandInTheDocumentsWorks(t *testing.T) {
 	for _, file := range []string{
 		"README.md", "docs/networks.md", "docs/operations.md", "docs/inspect.md", "docs/isolation.md", "docs/volumes.md", "docs/volumes-nfs.md",
 		"docs/volumes-efs.md", "docs/volumes-glusterfs.md", "docs/volumes-cephfs.md", "docs/volumes-local.md", "docs/troubleshooting.md",
-		"docs/capture.md", "CONTRIBUTING.md",
+		"docs/capture.md", "docs/json.md", "CONTRIBUTING.md",
 	} {
 		lines := commands(t, file)
 		if strings.Contains(strings.Join(lines, "\n"), "docker network create") {
