@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/netdriver/netdriver/internal/door"
 )
@@ -36,12 +37,35 @@ func (l *Lab) StartSwarm(ctx context.Context, plugin string) error {
 		return err
 	}
 	for _, n := range l.Nodes[1:] {
-		if _, err := n.Docker(ctx, "swarm", "join", "--token", strings.TrimSpace(token), "--advertise-addr", n.Addr.String(),
-			"--listen-addr", n.Addr.String(), addr+":2377"); err != nil {
+		if err := n.joinSwarm(ctx, strings.TrimSpace(token), addr+":2377"); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// swarmLimit is how long a node may take to become a part of a swarm.
+const swarmLimit = 60 * time.Second
+
+// joinSwarm makes the node one of a swarm's. Docker's command waits for 20 s, which is short for a busy virtual node.
+func (n *Node) joinSwarm(ctx context.Context, token, manager string) error {
+	_, err := n.Docker(ctx, "swarm", "join", "--token", token, "--advertise-addr", n.Addr.String(),
+		"--listen-addr", n.Addr.String(), manager)
+	for end := time.Now().Add(n.Patience(swarmLimit)); err != nil && time.Now().Before(end); {
+		if !strings.Contains(err.Error(), "will continue in the background") {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(time.Second):
+		}
+		if state, failed := n.Docker(ctx, "info", "--format", "{{.Swarm.LocalNodeState}}"); failed == nil &&
+			strings.TrimSpace(state) == "active" {
+			return nil
+		}
+	}
+	return err
 }
 
 // addPlugin makes and enables the managed plugin, as `netdriver install --swarm` does on a host with systemd.
