@@ -4,12 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 )
 
 // tarOf makes a compressed tar of what somebody else could put into one.
@@ -97,6 +99,47 @@ func TestAnArchiveThatAsksForTooMuchMemoryIsRefused(t *testing.T) {
 	_, err := Verify(t.Context(), bytes.NewReader(frame), nil, nil)
 	if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "window") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A few kilobytes that grow to what the volume has no room for, and a header that asks for memory.
+func TestABombIsRefusedAndTheVolumeIsAsItWas(t *testing.T) {
+	to := t.TempDir()
+	try(t, unix.Mount("small", to, "tmpfs", 0, "size=1m"))
+	defer unix.Unmount(to, unix.MNT_DETACH)
+	grown := func(h tar.Header) []byte {
+		var plain bytes.Buffer
+		w := tar.NewWriter(&plain)
+		h.Size, h.Mode = 64<<20, 0o600
+		try(t, w.WriteHeader(&h))
+		_, err := w.Write(make([]byte, h.Size))
+		try(t, err, w.Close())
+		return plain.Bytes()
+	}
+	file := grown(tar.Header{Name: "f", Typeflag: tar.TypeReg})
+	header := bytes.Clone(file)
+	header[156] = tar.TypeXHeader
+	copy(header[148:156], "        ")
+	sum := 0
+	for _, b := range header[:block] {
+		sum += int(b)
+	}
+	copy(header[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	for what, x := range map[string]struct {
+		plain []byte
+		want  error
+	}{"file": {file, unix.ENOSPC}, "header": {header, tar.ErrFieldTooLong}} {
+		archive := compress(t, x.plain)
+		if len(archive) > 100_000 {
+			t.Fatalf("%s: %d bytes are no bomb", what, len(archive))
+		}
+		_, err := Restore(t.Context(), bytes.NewReader(archive), Target{Dir: open(t, to)})
+		if !errors.Is(err, x.want) {
+			t.Errorf("%s: error %v, want %v", what, err, x.want)
+		}
+		if left, err := os.ReadDir(to); len(left) != 0 || err != nil {
+			t.Errorf("%s: it left %v, error %v", what, left, err)
+		}
 	}
 }
 
