@@ -29,6 +29,8 @@ type Report struct {
 	Mounted    string    `json:"mounted,omitempty"`
 	Negotiated string    `json:"negotiated,omitempty"`
 	Since      time.Time `json:"since,omitzero"`
+	// FUSE: a process of this node is its client, and whoever waits for that cannot be killed.
+	FUSE bool `json:"fuse,omitempty"`
 	// Health is healthy, stale, hung, or empty if it is not mounted or not known yet; Checked is when that was found out.
 	Health  string    `json:"health,omitempty"`
 	Checked time.Time `json:"checked,omitzero"`
@@ -49,7 +51,7 @@ func (d *Driver) report(v store.Volume) Report {
 	s := d.engine.State(v.Name)
 	r := Report{
 		Name: v.Name, Here: d.cfg.Node, Options: v.Options, Node: v.Node, Created: v.Created, Updated: v.Updated, Drift: v.Drift,
-		Mountpoint: d.mountpoint(v.Name), Mounted: s.Label, Negotiated: s.Mounted.Options, Since: s.Since,
+		Mountpoint: d.mountpoint(v.Name), Mounted: s.Label, Negotiated: s.Mounted.Options, Since: s.Since, FUSE: s.Mounted.FUSE(),
 		Health: string(s.Health), Checked: s.Checked, Outdated: s.Outdated, References: s.IDs, Users: d.users(v.Name, s),
 	}
 	if b, ok := d.catalog.backup(v.Name); ok {

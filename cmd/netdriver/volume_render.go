@@ -109,5 +109,8 @@ func (p painter) volume(r volume.Report) string {
 		line("drift", fmt.Sprintf("node %s asked for other options %s ago", x.Node, p.age(x.Since)))
 	}
 	line("problem", r.Problem)
+	if r.FUSE && r.Health == string(mount.Hung) {
+		line("remedy", "if it stays away: `netdriver volume abort "+r.Name+"` lets its containers be stopped")
+	}
 	return b.String()
 }

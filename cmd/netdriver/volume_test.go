@@ -134,6 +134,9 @@ func TestTheVerbsCheckUpdateAndRemoveAVolume(t *testing.T) {
 	if code, out, errs := d.verb("check", "data"); code != 0 || !strings.Contains(out, "device="+missing) {
 		t.Errorf("check: status %d, output %q, errors %q", code, out, errs)
 	}
+	if code, _, errs := d.verb("abort", "data"); code == 0 || !strings.Contains(errs, "abort volume data: it is not mounted on this node") {
+		t.Errorf("abort: status %d, errors %q", code, errs)
+	}
 	if code, _, errs := d.verb("update", "data", "-o", "wrong=1"); code == 0 || !strings.Contains(errs, "the options are type, device") {
 		t.Errorf("update: status %d, errors %q", code, errs)
 	}

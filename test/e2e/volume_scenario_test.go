@@ -171,6 +171,7 @@ func (k *volumeKind) clientFrozen(t *testing.T, n volumeHost) {
 		}
 		return nil
 	})
+	says(t, run(t, n.node(), "netdriver", "volume", "inspect", name), "HUNG", "netdriver volume abort "+name)
 	out, err := abort()
 	if err != nil {
 		t.Fatal(err)
