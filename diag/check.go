@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -93,23 +94,37 @@ func checks() []check {
 
 // Check looks at this node and at its way to the others, or to one of them if peer is not empty.
 func (d *Diagnosis) Check(ctx context.Context, peer string) (CheckReport, error) {
-	e := &examiner{d: d, site: d.src.Site, c: d.cluster(ctx), peer: peer}
-	if _, known := e.c.nodes[peer]; peer != "" && !known {
+	c := d.cluster(ctx)
+	if _, known := c.nodes[peer]; peer != "" && !known {
 		return CheckReport{}, fmt.Errorf("there is no node %q: see `netdriver nodes`", peer)
 	}
-	var err error
-	if e.space, err = host.Open(""); err != nil {
+	e, err := d.examiner(c)
+	if err != nil {
 		return CheckReport{}, err
 	}
-	defer e.space.Close()
+	defer e.close()
+	e.peer = peer
+	return e.report(ctx), nil
+}
+
+// examiner opens what checks look at.
+func (d *Diagnosis) examiner(c cluster) (_ *examiner, err error) {
+	e := &examiner{d: d, site: d.src.Site, c: c}
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+	if e.space, err = host.Open(""); err != nil {
+		return nil, err
+	}
 	if dataplane.Exists(e.site.RunDir) {
 		if e.ours, err = host.Open(dataplane.NamespaceIn(e.site.RunDir)); err != nil {
-			return CheckReport{}, err
+			return nil, err
 		}
-		defer e.ours.Close()
 	}
 	if e.links, err = e.space.Links(); err != nil {
-		return CheckReport{}, err
+		return nil, err
 	}
 	for _, nw := range e.c.networks {
 		if nw.Mode == store.ModeOverlay && slices.Contains(members(nw.Network), d.src.Node.Name) {
@@ -117,7 +132,11 @@ func (d *Diagnosis) Check(ctx context.Context, peer string) (CheckReport, error)
 		}
 	}
 	slices.SortFunc(e.mine, func(a, b network) int { return strings.Compare(a.Name, b.Name) })
-	return e.report(ctx), nil
+	return e, nil
+}
+
+func (e *examiner) close() {
+	_ = errors.Join(e.space.Close(), e.ours.Close()) // they were only read
 }
 
 // report makes all checks side by side.

@@ -75,14 +75,17 @@ type Driver interface {
 }
 
 // Diagnosis makes reports. All methods may be called concurrently and change nothing.
-type Diagnosis struct{ src Sources }
+type Diagnosis struct {
+	src  Sources
+	host hostFindings
+}
 
 // New returns a Diagnosis of what src says.
 func New(src Sources) *Diagnosis {
 	if src.Now == nil {
 		src.Now = time.Now
 	}
-	return &Diagnosis{src}
+	return &Diagnosis{src: src}
 }
 
 // Network reports on one network, by its name in the cluster or in Docker. Without the store it answers within 3 s from
@@ -102,7 +105,11 @@ func (d *Diagnosis) Network(ctx context.Context, name string) (NetworkReport, er
 	}
 	f := []facts{d.facts(ctx, c, nw, true)}
 	d.settle(ctx, f)
-	return judge(f[0]), nil
+	r := judge(f[0])
+	if r.Member {
+		r.Host = d.onHost(ctx, c)
+	}
+	return r, nil
 }
 
 // Networks reports on all networks, without their endpoints, by name.

@@ -78,7 +78,10 @@ type NetworkReport struct {
 	// Unheard says why frames that are dropped at endpoints are counted on this node, and not told as events; empty if they
 	// are.
 	Unheard string `json:"unheard,omitempty"`
-	Data    Data   `json:"data"`
+	// Host is what the quick ones of `netdriver check` find on this node, if it has the network. It does not count for Verdict:
+	// it need not be about this network. Left out of the summary of all networks.
+	Host []Finding `json:"host,omitempty"`
+	Data Data      `json:"data"`
 }
 
 // Medium is how a network uses the hosts' own.

@@ -50,6 +50,10 @@ func (p painter) network(r diag.NetworkReport) string {
 			reason.Remedy,
 		)
 	}
+	if len(r.Host) > 0 {
+		fmt.Fprintf(&b, "\n  `netdriver check` found %s on this host, which need not be about this network:\n", plural(len(r.Host), "problem"))
+		b.WriteString(p.findings(r.Host))
+	}
 	if len(r.Peers) > 0 {
 		b.WriteString("\n" + p.peers(r.Peers))
 	}
