@@ -109,13 +109,13 @@ func (f facts) aboutPeer(r NetworkReport, p Peer) []Reason {
 // aboutRecords tells of this network's and its members' records that cannot be read.
 func (f facts) aboutRecords() []Reason {
 	var out []Reason
+	mine := map[string]bool{store.NetworkKey(f.network.Name): true}
+	for _, n := range members(f.network.Network) {
+		mine[store.NodeKey(n)], mine[store.StatusKey(n)] = true, true
+	}
+	endpoints, services := store.NetworkEndpoints(f.network.Name), store.NetworkServices(f.network.Name)
 	for _, key := range slices.Sorted(maps.Keys(f.bad)) {
-		mine := key == store.NetworkKey(f.network.Name) || strings.HasPrefix(key, store.NetworkEndpoints(f.network.Name)) ||
-			strings.HasPrefix(key, store.NetworkServices(f.network.Name))
-		for _, n := range members(f.network.Network) {
-			mine = mine || key == store.NodeKey(n) || key == store.StatusKey(n)
-		}
-		if mine {
+		if mine[key] || strings.HasPrefix(key, endpoints) || strings.HasPrefix(key, services) {
 			out = append(out, reason(Degraded, key,
 				"upgrade netdriver on this node if another one runs a later version; else the record is damaged", "%v", f.bad[key]))
 		}

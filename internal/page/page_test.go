@@ -1,6 +1,7 @@
 package page
 
 import (
+	"compress/gzip"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -248,6 +249,33 @@ func TestAReportThatFailsBadlyEndsNeitherTheDaemonNorTheWaiting(t *testing.T) {
 	r := ask(s.Handler(), http.MethodGet, "/v1/nodes", local)
 	if text := body(t, r); r.StatusCode != http.StatusInternalServerError || strings.Contains(text, "half") || !strings.Contains(text, "log") {
 		t.Errorf("status %d, %q", r.StatusCode, text)
+	}
+}
+
+func TestALargeReportIsPackedForWhoCanUnpackIt(t *testing.T) {
+	s, _ := newServer()
+	text := strings.Repeat(`{"node":"n1"},`, 10_000)
+	s.Reports = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/nodes" {
+			fmt.Fprint(w, text)
+			return
+		}
+		fmt.Fprint(w, "{}")
+	})
+	h := s.Handler()
+	if r := ask(h, http.MethodGet, "/v1/nodes", local); body(t, r) != text || r.Header.Get("Content-Encoding") != "" {
+		t.Errorf("who cannot unpack gets %q", r.Header.Get("Content-Encoding"))
+	}
+	r := ask(h, http.MethodGet, "/v1/nodes", local, "Accept-Encoding", "gzip, br")
+	z, err := gzip.NewReader(r.Body)
+	if err != nil || r.Header.Get("Content-Encoding") != "gzip" || r.Header.Get("Vary") != "Accept-Encoding" {
+		t.Fatalf("headers %v, error %v", r.Header, err)
+	}
+	if got, err := io.ReadAll(z); err != nil || string(got) != text {
+		t.Errorf("%d bytes, error %v; want %d", len(got), err, len(text))
+	}
+	if r := ask(h, http.MethodGet, "/v1/health", local, "Accept-Encoding", "gzip"); body(t, r) != "{}" || r.Header.Get("Content-Encoding") != "" {
+		t.Error("a small one is packed, too")
 	}
 }
 

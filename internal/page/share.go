@@ -2,10 +2,12 @@ package page
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 )
@@ -15,6 +17,8 @@ const (
 	// are open keep the daemon busy for at most a fifth of a CPU per report, however many they are.
 	fresh = time.Second
 	rest  = 4
+	// small is the size in bytes up to which an answer is not packed.
+	small = 4 << 10
 	// atOnce is how many different reports are made side by side.
 	atOnce = 4
 )
@@ -47,9 +51,15 @@ func (s *shared) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case <-r.Context().Done():
 		return
 	}
+	body := a.body.Bytes()
 	w.Header().Set("Content-Type", a.header.Get("Content-Type"))
+	w.Header().Set("Vary", "Accept-Encoding")
+	if a.packed != nil && strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		w.Header().Set("Content-Encoding", "gzip")
+		body = a.packed
+	}
 	w.WriteHeader(a.status)
-	_, _ = w.Write(a.body.Bytes()) // the browser has gone
+	_, _ = w.Write(body) // the browser has gone
 }
 
 // answer returns the answer to a question, which may still be made; nil if too many are.
@@ -80,7 +90,7 @@ func (s *shared) ask(question string, a *answer) {
 	defer func() {
 		if p := recover(); p != nil { // package http does so for its own goroutines: one bad report must not end a daemon
 			s.log.Error("a report for the page could not be made", "question", question, "error", p, "stack", string(debug.Stack()))
-			a.status = http.StatusInternalServerError
+			a.status, a.packed = http.StatusInternalServerError, nil
 			a.body.Reset()
 			a.body.WriteString("the report could not be made: the daemon's log says why")
 		}
@@ -96,6 +106,7 @@ func (s *shared) ask(question string, a *answer) {
 		return
 	}
 	s.reports.ServeHTTP(a, r)
+	a.pack()
 }
 
 // answer is a report as it was made. It implements http.ResponseWriter.
@@ -103,9 +114,26 @@ type answer struct {
 	status int
 	header http.Header
 	body   bytes.Buffer
+	// packed is the body by gzip; nil if it is small.
+	packed []byte
 	made   chan struct{}
 	// until when it is given again; zero while it is made.
 	until time.Time
+}
+
+// pack makes the answer fit for slow ways, such as tunnels: reports of many nodes have megabytes, a tenth of it packed.
+func (a *answer) pack() {
+	if a.body.Len() < small {
+		return
+	}
+	var b bytes.Buffer
+	z, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+	if err != nil {
+		return
+	}
+	if _, err := z.Write(a.body.Bytes()); err == nil && z.Close() == nil {
+		a.packed = b.Bytes()
+	}
 }
 
 func (a *answer) Header() http.Header                  { return a.header }

@@ -85,7 +85,7 @@ function renderHeader(verdict) {
   const word = model.read ? verdict : 'reading …';
   if (word === said) return;
   $('verdict').replaceChildren(badge(verdict, word));
-  $('announce').textContent = said && model.read ? `The cluster is ${verdict} now` : '';
+  $('announce').textContent = said && model.read ? `The verdict on the cluster is now: ${verdict}` : '';
   said = word;
   document.title = model.read ? `${verdict === 'healthy' ? '' : `(${verdict}) `}netdriver` : 'netdriver';
 }
