@@ -209,3 +209,27 @@ func TestAQuestionThatCostsTooMuchIsRefused(t *testing.T) {
 		t.Errorf("without a namespace: %v", err)
 	}
 }
+
+func TestANetworkWithTooManyPortsIsCapturedInPartAndThatIsSaid(t *testing.T) {
+	b := newBench(t)
+	var batchFile strings.Builder
+	for i := range maxPorts + 1 {
+		id := fmt.Sprintf("%012x", i<<20)
+		fmt.Fprintf(&batchFile, "link add %[1]s type veth peer name c%[2]d\nlink set %[1]s alias \"netdriver endpoint %[3]s network web vni 7\"\n",
+			dataplane.PortName(id), i, id)
+	}
+	file := filepath.Join(b.dir, "links")
+	if err := os.WriteFile(file, []byte(batchFile.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	nettest.Sh(t, b.ns, "ip -batch "+file)
+	err := Node{b.dir}.Run(t.Context(), question(t, "web", "", 100), func(batch Batch) error {
+		if len(batch.Ports) != maxPorts || !strings.Contains(batch.Note, "name an endpoint") {
+			return fmt.Errorf("%d ports, note %q", len(batch.Ports), batch.Note)
+		}
+		return ErrEnough
+	})
+	if !errors.Is(err, ErrEnough) {
+		t.Error(err)
+	}
+}

@@ -2,7 +2,9 @@ package peer
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -156,5 +158,36 @@ func TestANodeThatLetsNobodyCaptureAndABadQuestionAreToldApart(t *testing.T) {
 	}
 	if len(asked) > 0 {
 		t.Errorf("%s captured", <-asked)
+	}
+}
+
+// A clock that is an hour ahead is told with what the measurement allows; the quickest answer counts.
+func TestAnotherNodesClockIsMeasured(t *testing.T) {
+	asker, node := net.Pipe()
+	defer asker.Close()
+	const ahead = time.Hour
+	go func() {
+		defer node.Close()
+		in, out := json.NewDecoder(node), json.NewEncoder(node)
+		var q request
+		_ = in.Decode(&q)
+		for i := range clockTries {
+			var m message
+			if in.Decode(&m) != nil || m.Clock == nil {
+				return
+			}
+			if i != 1 {
+				time.Sleep(200 * time.Millisecond) // before it looks at its clock: half of that is mistaken for a difference
+			}
+			now := time.Now().Add(ahead)
+			_ = out.Encode(message{Clock: &now})
+		}
+	}()
+	c, err := begin(asker, json.NewDecoder(asker), question(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if off := (c.Ahead - ahead).Abs(); off > c.Uncertain || c.Uncertain > 90*time.Millisecond {
+		t.Errorf("%s ahead, give or take %s; want %s", c.Ahead, c.Uncertain, ahead)
 	}
 }
