@@ -41,6 +41,9 @@ type Member struct {
 	Class   uint32
 }
 
+// single says whether it is one port of one protocol.
+func (s Span) single() bool { return s.FirstProto == s.LastProto && s.First == s.Last }
+
 func compareClasses(a, b Class) int  { return cmp.Compare(a.Name, b.Name) }
 func compareMembers(a, b Member) int { return a.Address.Compare(b.Address) }
 

@@ -49,7 +49,6 @@ func chains() []chain {
 	return []chain{
 		{"spoofed", nil, 0, spoofed()},
 		{"denied", nil, 0, denied()},
-		{"learn", nil, 0, learn()},
 		{"admitted", nil, 0, []rule{{verdict(expr.VerdictAccept, "")}}},
 		{"arp", nil, 0, arp()},
 		{"ip6", nil, 0, ip6()},

@@ -23,23 +23,23 @@ const (
 // maps. There is no connection tracking: not every kernel has it for bridges, and it would cost more.
 func forward() []rule {
 	return []rule{
-		join(l4proto(unix.IPPROTO_UDP), iifname(reg0), lookup(setLearns, reg0), verdict(expr.VerdictJump, "learn")),
+		learn(unix.ETH_P_IP, setFlows4, 12, 16, 4),
+		learn(unix.ETH_P_IPV6, setFlows6, 8, 24, 16),
 		join(oifname(reg0), vmap(mapTo, reg0)),
 	}
 }
 
-// learn remembers what a container sends by UDP. TCP needs no memory: who may not begin a connection gets nothing but a
-// reset for segments that belong to none (RFC 9293 §3.10.7.4).
-func learn() []rule {
-	return []rule{
-		join(protocol(unix.ETH_P_IP), flow(iifname(reg0), 12, 16, 4, 0, 2), update(setFlows4)),
-		join(protocol(unix.ETH_P_IPV6), flow(iifname(reg0), 8, 24, 16, 0, 2), update(setFlows6)),
-	}
+// learn remembers what a container sends by UDP, whose addresses of that size are at source and destination in the network
+// header. TCP needs no memory: who may not begin a connection gets nothing but a reset for segments that belong to none (RFC
+// 9293 §3.10.7.4). What comes from elsewhere is told by its device's name before a set is looked into.
+func learn(ethertype uint16, flows string, source, destination, size uint32) rule {
+	name := join(iifname(reg0), equals(reg0, []byte(portPrefix)), lookup(setLearns, reg0)) // which stays in its register
+	return join(l4proto(unix.IPPROTO_UDP), protocol(ethertype), flow(name, source, destination, size, 0, 2), update(flows))
 }
 
 // flow loads port, address, its port, the other address, its port: the key of a flow. near and far are where the addresses
 // of that size are in the network header, nearPort and farPort where the ports are in the transport header.
-func flow(name expr.Any, near, far, size, nearPort, farPort uint32) []expr.Any {
+func flow(name any, near, far, size, nearPort, farPort uint32) []expr.Any {
 	after := reg1 + size/4
 	return join(name, network(near, size, reg1), transport(nearPort, 2, after), network(far, size, after+1),
 		transport(farPort, 2, after+1+size/4))
@@ -65,14 +65,23 @@ func toClass(v vxlan.VNI, class string) chain {
 	kind := func(proto byte, first, last byte) []expr.Any {
 		return join(l4proto(proto), transport(0, 1, reg0), &expr.Range{Op: expr.CmpOpEq, Register: reg0, FromData: []byte{first}, ToData: []byte{last}})
 	}
-	admitted := between(2, setAdmits(v, class))
+	// Most frames end here: the sender's class is noted, for the rules further down, and looked for at once.
+	admitted := func(ethertype uint16, source expr.Any, classes string) rule {
+		return join(protocol(ethertype), source, mark(classes), between(2, setAdmitsPorts(v, class)), accept)
+	}
+	// A segment of TCP that begins no connection, from a place that the class may reach.
+	answers := func(set string) rule {
+		return join(l4proto(unix.IPPROTO_TCP), transport(13, 1, reg0), masked(reg0, []byte{0x12}), differs(reg0, []byte{0x02}), between(0, set), accept)
+	}
 	replies := between(0, setReaches(v, class))
 	kin := join(meta(expr.MetaKeyMARK, reg0), lookup(setKin(v, class), reg0))
 	return chain{name: chainTo(v, class), rules: []rule{
-		join(protocol(unix.ETH_P_IP), network(12, 4, reg0), mark(mapClasses4(v))),
-		join(protocol(unix.ETH_P_IPV6), network(8, 16, reg0), mark(mapClasses6(v))),
-		join(admitted, accept),
-		join(l4proto(unix.IPPROTO_TCP), transport(13, 1, reg0), masked(reg0, []byte{0x12}), differs(reg0, []byte{0x02}), replies, accept),
+		admitted(unix.ETH_P_IP, network(12, 4, reg0), mapClasses4(v)),
+		admitted(unix.ETH_P_IPV6, network(8, 16, reg0), mapClasses6(v)),
+		join(meta(expr.MetaKeyMARK, reg0), equals(reg0, make([]byte, 4)), between(2, setAdmitsPorts(v, class)), accept), // it has none
+		answers(setReachesPorts(v, class)),
+		join(between(2, setAdmits(v, class)), accept),
+		answers(setReaches(v, class)),
 		join(l4proto(unix.IPPROTO_UDP), protocol(unix.ETH_P_IP), flow(oifname(reg0), 16, 12, 4, 2, 0), lookup(setFlows4, reg0), accept),
 		join(l4proto(unix.IPPROTO_UDP), protocol(unix.ETH_P_IPV6), flow(oifname(reg0), 24, 8, 16, 2, 0), lookup(setFlows6, reg0), accept),
 		// Echo replies, and errors (RFC 792, RFC 4443 §2.1).

@@ -71,12 +71,15 @@ func (b *batch) classMaps(v vxlan.VNI) []*nftables.Set {
 
 // classSets are what a class admits, what it reaches, and with whom it has to do.
 func (b *batch) classSets(v vxlan.VNI, class string) []*nftables.Set {
-	of := func(name string) *nftables.Set {
-		return &nftables.Set{ID: b.nextID(), Name: name, Table: b.table, Interval: true, Concatenation: true,
+	of := func(name string, ranges bool) *nftables.Set {
+		return &nftables.Set{ID: b.nextID(), Name: name, Table: b.table, Interval: ranges, Concatenation: true,
 			KeyType: nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeInetProto, nftables.TypeInetService)}
 	}
 	kin := &nftables.Set{ID: b.nextID(), Name: setKin(v, class), Table: b.table, KeyType: nftables.TypeMark, KeyByteOrder: binaryutil.NativeEndian}
-	return []*nftables.Set{of(setAdmits(v, class)), of(setReaches(v, class)), kin}
+	return []*nftables.Set{
+		of(setAdmits(v, class), true), of(setAdmitsPorts(v, class), false),
+		of(setReaches(v, class), true), of(setReachesPorts(v, class), false), kin,
+	}
 }
 
 // nextID numbers the sets of a transaction.
@@ -92,11 +95,14 @@ func (b *batch) putClass(c Change) error {
 	for _, m := range b.classMaps(c.VNI) {
 		b.note(b.conn.AddSet(m, nil))
 	}
-	class := Class{c.Class, admits, reaches}
+	elements := [][]nftables.SetElement{
+		spanElements(admits, false), spanElements(admits, true), spanElements(reaches, false), spanElements(reaches, true),
+		kinElements(Class{c.Class, admits, reaches}),
+	}
 	for i, s := range b.classSets(c.VNI, c.Class) {
 		b.note(b.conn.AddSet(s, nil))
 		b.conn.FlushSet(s)
-		for part := range slices.Chunk([][]nftables.SetElement{spanElements(admits), spanElements(reaches), kinElements(class)}[i], maxElements) {
+		for part := range slices.Chunk(elements[i], maxElements) {
 			b.note(b.conn.SetAddElements(s, part))
 		}
 	}
@@ -106,11 +112,18 @@ func (b *batch) putClass(c Change) error {
 	return nil
 }
 
-func spanElements(spans []Span) []nftables.SetElement {
+// spanElements are those of the spans that are single ports, or of the others.
+func spanElements(spans []Span, single bool) []nftables.SetElement {
 	var all []nftables.SetElement
 	for _, s := range spans {
 		first, last := s.bounds()
-		all = append(all, nftables.SetElement{Key: first, KeyEnd: last})
+		switch {
+		case s.single() != single:
+		case single:
+			all = append(all, nftables.SetElement{Key: first})
+		default:
+			all = append(all, nftables.SetElement{Key: first, KeyEnd: last})
+		}
 	}
 	return all
 }
@@ -148,19 +161,11 @@ func (c *collector) policies(d *dump) {
 // class returns a class; sound is false if something of it is not as this version makes it.
 func (d *dump) class(v vxlan.VNI, name string) (c Class, sound bool) {
 	c.Name = name
-	for _, e := range d.elements[setAdmits(v, name)] {
-		s, ok := spanOf(e.key, e.end)
-		if !ok {
-			return c, false
-		}
-		c.Admits = append(c.Admits, s)
-	}
-	for _, e := range d.elements[setReaches(v, name)] {
-		s, ok := spanOf(e.key, e.end)
-		if !ok {
-			return c, false
-		}
-		c.Reaches = append(c.Reaches, s)
+	var all, also bool
+	c.Admits, all = d.spans(setAdmits(v, name), setAdmitsPorts(v, name))
+	c.Reaches, also = d.spans(setReaches(v, name), setReachesPorts(v, name))
+	if !all || !also {
+		return c, false
 	}
 	var kin []uint32
 	for _, e := range d.elements[setKin(v, name)] {
@@ -168,6 +173,24 @@ func (d *dump) class(v vxlan.VNI, name string) (c Class, sound bool) {
 	}
 	slices.Sort(kin)
 	return c, slices.Equal(kin, c.kin()) && slices.Equal(d.rules[chainTo(v, name)], toClass(v, name).fingerprints(true))
+}
+
+// spans are what a set of ranges and one of single ports have; ok is false if something else is in one of them.
+func (d *dump) spans(ranges, ports string) (all []Span, ok bool) {
+	for set, single := range map[string]bool{ranges: false, ports: true} {
+		for _, e := range d.elements[set] {
+			last := e.end
+			if single {
+				last = e.key
+			}
+			s, ok := spanOf(e.key, last)
+			if !ok || s.single() != single {
+				return nil, false
+			}
+			all = append(all, s)
+		}
+	}
+	return all, true
 }
 
 func memberOf(e element) (m Member) {

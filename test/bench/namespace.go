@@ -26,7 +26,9 @@ func inside(ns netns.NsHandle, f func() error) error {
 
 // A host is a network namespace that exists for as long as this process has it open.
 type host struct {
-	ns netns.NsHandle
+	// port is where servers listen, any one if 0.
+	port int
+	ns   netns.NsHandle
 	// links works inside ns from any thread.
 	links *netlink.Handle
 }

@@ -45,7 +45,8 @@ func listener(h *host, kind int, addr netip.Addr) (fd int, at unix.Sockaddr, err
 	if fd, err = socketIn(h, kind); err != nil {
 		return -1, nil, err
 	}
-	err = unix.Bind(fd, &unix.SockaddrInet4{Addr: addr.As4()})
+	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), // after the last measurement's connections
+		unix.Bind(fd, &unix.SockaddrInet4{Addr: addr.As4(), Port: h.port}))
 	if err == nil && kind == unix.SOCK_STREAM {
 		err = unix.Listen(fd, 1)
 	}
