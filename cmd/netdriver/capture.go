@@ -300,7 +300,7 @@ func (a app) captureSink(j *captureJob, o captureOptions, note func(int, string)
 			return nil, nil, fmt.Errorf("--write: %w", err)
 		}
 		out = f
-	} else if f, ok := a.out.(*os.File); ok && isTerminal(f) {
+	} else if terminal(a.out) {
 		return nil, nil, errors.New("--write -: stdout is a terminal: pipe it into `tshark -r -`, or name a file")
 	}
 	f := capture.NewFile(out, j.scene, o.snap, note)

@@ -163,6 +163,14 @@ func (a app) coloured() bool {
 	if slices.ContainsFunc(a.environ, unwanted) {
 		return false
 	}
-	f, ok := a.out.(*os.File)
+	return terminal(a.out)
+}
+
+// terminal says whether something that is written to is one.
+func terminal(w io.Writer) bool {
+	if s, ok := w.(*screen); ok {
+		w = s.Writer
+	}
+	f, ok := w.(*os.File)
 	return ok && isTerminal(f)
 }

@@ -22,11 +22,13 @@ Exit status: 0 healthy, 1 degraded, 2 failed, 3 could not tell.`
 
 // inspect is the verb that judges.
 func (a app) inspect() *cobra.Command {
+	over := &screen{Writer: a.out}
+	a.out = over
 	cmd := &cobra.Command{
 		Use: "inspect [NETWORK]", Short: "Say whether a network is well, and what is wrong", Long: inspectLong,
 		Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeNetworks,
 	}
-	cmd.RunE = a.looks(cmd, func(ctx context.Context, c looker, args []string) (answer, error) {
+	once := a.looks(cmd, func(ctx context.Context, c looker, args []string) (answer, error) {
 		if len(args) == 0 {
 			r, err := c.Networks(ctx)
 			return answer{r, func(p painter) string { return p.networks(r) }, worst(r)}, err
@@ -34,6 +36,7 @@ func (a app) inspect() *cobra.Command {
 		r, err := c.Network(ctx, args[0])
 		return answer{r, func(p painter) string { return p.network(r) }, exitOf(r.Verdict)}, err
 	})
+	cmd.RunE = a.watching(cmd, over, once)
 	return cmd
 }
 
