@@ -42,7 +42,10 @@ func Open(ns int) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = t.try(true)
+	// Without nf_tables the kernel answers a transaction once, and the library would wait for one answer per message for ever.
+	if _, err = t.generation(); err == nil {
+		err = t.try(true)
+	}
 	if errors.Is(err, unix.ENOENT) {
 		t.silent = true
 		err = t.try(false)

@@ -32,6 +32,7 @@ func TestVirtualKernelTests(t *testing.T) {
 		{"no ESP", poor, "ipsec/xfrm", "", "Lacks|WithoutESP", "PASS: TestAKernelSaysWhatItLacks"},
 		{"old iptables", poor, "dataplane/firewall", "NETDRIVER_TEST_FILTER=iptables", "^TestOpen|^TestOnlyNodes.*/iptables",
 			"PASS: TestOnlyNodesOfTheClusterReachOurNetworks/iptables"},
+		{"no tables", poor, "dataplane/guard", "NETDRIVER_TEST_FILTER=iptables", "", "PASS: TestAKernelWithoutTablesSaysSoAtOnce"},
 		{"LAN", full, "dataplane/lan", "NETDRIVER_TEST_LAN=1",
 			"TestAVLAN|TestAnIPvlan|TestBothKernels|TestAnInterface|TestWhoHas|TestAParentThatCannot", "/linux"},
 	} {
