@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netdriver/netdriver/diag"
+	"github.com/netdriver/netdriver/internal/nettest"
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
 
@@ -384,9 +384,13 @@ func (e *encrypted) flushed(t *testing.T) {
 	}
 }
 
-const floodEvery = 100 * time.Millisecond
+const (
+	floodEvery = 100 * time.Millisecond
+	late       = 20
+)
 
-// flood pings an address ten times a second until stop, which returns how many were sent and answered.
+// flood pings an address ten times a second until stop, which returns how many were sent and answered, without the last ones that may
+// be late.
 func (e *encrypted) flood(n *lab.Node, addr string) (stop func() (sent, received int)) {
 	e.t.Helper()
 	name := fmt.Sprintf("/tmp/flood-%d", time.Now().UnixNano())
@@ -396,13 +400,8 @@ func (e *encrypted) flood(n *lab.Node, addr string) (stop func() (sent, received
 		docker(e.t, n, "exec", e.tasks[n], "sh", "-c", "kill -INT $(cat "+name+".pid)")
 		var out string
 		e.within(10*time.Second, func() (err error) {
-			if out, err = n.Docker(e.t.Context(), "exec", e.tasks[n], "tail", "-n", "3", name); err == nil {
-				m := regexp.MustCompile(`(\d+) packets transmitted, (\d+) packets received`).FindStringSubmatch(out)
-				if m == nil {
-					return fmt.Errorf("ping said %q", out)
-				}
-				sent, _ = strconv.Atoi(m[1])
-				received, _ = strconv.Atoi(m[2])
+			if out, err = n.Docker(e.t.Context(), "exec", e.tasks[n], "cat", name); err == nil {
+				sent, received, err = nettest.Pings(out, late)
 			}
 			return err
 		})
