@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/netdriver/netdriver/test/e2e/lab"
 )
@@ -27,9 +28,15 @@ func serviceMoves(t *testing.T, nodes []*lab.Node, volume string, more ...string
 	mount := "type=volume,source=" + volume + ",target=/data"
 	service := func(name, restart, mount, script string) {
 		t.Helper()
-		run(t, n1, "docker", "service", "create", "--detach", "--no-resolve-image", "--name", name, "--constraint", "node.hostname==n1",
-			"--restart-condition", restart, "--mount", mount, lab.Image, "sh", "-c", script)
 		atEndRun(t, n1, "docker", "service", "rm", name)
+		eventually(t, n1.Patience(time.Minute), func() error { // a swarm of busy managers may answer too late
+			_, err := n1.Docker(t.Context(), "service", "create", "--detach", "--no-resolve-image", "--name", name,
+				"--constraint", "node.hostname==n1", "--restart-condition", restart, "--mount", mount, lab.Image, "sh", "-c", script)
+			if _, missing := n1.Docker(t.Context(), "service", "inspect", name); err != nil && missing == nil {
+				return nil
+			}
+			return err
+		})
 	}
 	wrote := func(n *lab.Node, count int) {
 		t.Helper()
@@ -43,7 +50,11 @@ func serviceMoves(t *testing.T, nodes []*lab.Node, volume string, more ...string
 	}
 	service("writer", "any", strings.Join(append([]string{mount}, more...), ","), "hostname >>/data/log; sleep 10000")
 	wrote(n1, 1)
-	run(t, n1, "docker", "service", "update", "--detach", "--constraint-rm", "node.hostname==n1", "--constraint-add", "node.hostname==n2", "writer")
+	eventually(t, n1.Patience(time.Minute), func() error {
+		_, err := n1.Docker(t.Context(), "service", "update", "--detach",
+			"--constraint-rm", "node.hostname==n1", "--constraint-add", "node.hostname==n2", "writer")
+		return err
+	})
 	wrote(n2, 2)
 	service("reader", "none", mount, "wc -l </data/log; sleep 10000")
 	eventually(t, n1.Patience(tasksLimit), func() error {

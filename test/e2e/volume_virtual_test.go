@@ -38,7 +38,6 @@ func guideScenario(t *testing.T, c *cluster, s *fileServer) {
 		t.Fatal(err)
 	}
 	containers := dockerHosts(c.Nodes)
-	defer watch(t, containers)()
 	run(t, c.Nodes[0], "docker", "volume", "create", "-d", "custom-volume",
 		"-o", "type=nfs", "-o", "o=addr="+s.addr+",rw", "-o", "device=:/share", "nfs-data")
 	atEndRun(t, c.Nodes[0], "netdriver", "volume", "rm", "nfs-data")
@@ -47,6 +46,7 @@ func guideScenario(t *testing.T, c *cluster, s *fileServer) {
 		says(t, run(t, c.Nodes[1], "netdriver", "volume", "inspect", "nfs-data"), s.addr, "on node n2")
 	})
 	t.Run("frozen", func(t *testing.T) {
+		defer watch(t, containers)()
 		makeVolume(t, containers[0], "nfs-data-other")
 		uses(t, containers[0], "nfs-data", "echo kept >/data/f")
 		k := &volumeKind{
@@ -139,11 +139,10 @@ func nfsdOutages(t *testing.T, server *lab.Node, user volumeHost, other *fileSer
 	makeVolume(t, user, k.name, k.options()...)
 	makeVolume(t, user, k.name+"-other", nfsOptions(other.addr, "/share")...)
 	uses(t, user, k.name, "echo kept >/data/f")
-	at := func(args ...string) func() { return func() { run(t, server, args...) } }
-	users := []volumeHost{user, user} // the other node is the server
-	t.Run("stopped", func(t *testing.T) { k.outage(t, users, at("rpc.nfsd", "0"), at("rpc.nfsd", "4")) })
+	// Both users are on one node, which has just had an answer and believes it for a second.
+	at := func(script string) func() { return func() { run(t, server, "sh", "-c", script+" && sleep 2") } }
+	users := []volumeHost{user, user}
+	t.Run("stopped", func(t *testing.T) { k.outage(t, users, at("rpc.nfsd 0"), at("rpc.nfsd 4")) })
 	drop := "blackhole " + user.node().Addr.String()
-	t.Run("cut off", func(t *testing.T) {
-		k.outage(t, users, at("sh", "-c", "ip route add "+drop), at("sh", "-c", "ip route del "+drop))
-	})
+	t.Run("cut off", func(t *testing.T) { k.outage(t, users, at("ip route add "+drop), at("ip route del "+drop)) })
 }
