@@ -57,6 +57,10 @@ page: ## the page about the cluster in a real browser; pictures in out/page (roo
 virtual: build ## end-to-end tests on hosts with kernels of their own; slow (root)
 	go test -tags e2e,virtual -count=1 -v -timeout 120m -run 'Virtual' ./test/e2e
 
+.PHONY: healthy
+healthy: build ## ask a hundred times whether healthy networks are well, under load, restarts and updates (root)
+	HEALTHY_RUNS=100 go test -tags e2e -count=1 -v -timeout 30m -run 'TestHealthyNetworksRaiseNoAlarm' ./test/e2e/faults
+
 .PHONY: bench
 bench: build ## side by side with the layout of Docker's overlay (root)
 	go run ./test/bench

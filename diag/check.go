@@ -203,7 +203,7 @@ func checkUnderlay(_ context.Context, e *examiner) []Finding {
 				"the underlay's device %s has MTU %d, packets of network %s need %d", under.Name, under.MTU, nw.Name, need)
 		}
 		for _, l := range e.links {
-			if l.Kind == "vxlan" && l.VNI == nw.VNI && l.Port == nw.Port {
+			if l.Kind == "vxlan" && l.VNI == nw.VNI && l.Port == nw.Port && l.Name != dataplane.VXLANName(l.VNI) { // which is being made
 				say(Failed, l.Name, fmt.Sprintf("remove it (ip link del %s), or make the network with another VNI or port", l.Name),
 					"another VXLAN device %s of this host has VNI %d and UDP port %d, which are network %s's", l.Name, l.VNI, l.Port, nw.Name)
 			}
@@ -218,8 +218,8 @@ func checkUnderlay(_ context.Context, e *examiner) []Finding {
 
 func checkNamespace(_ context.Context, e *examiner) []Finding {
 	if e.ours == nil {
-		return []Finding{finding("namespace", Failed, e.here(dataplane.NamespaceIn(e.site.RunDir)), "start the daemon: `netdriver run`",
-			"netdriver's network namespace is not there: no daemon has run since this host booted")}
+		return []Finding{finding("namespace", Failed, e.here(dataplane.NamespaceIn(e.site.RunDir)), "start the daemon (`netdriver run`), or restart it, and the containers that have lost their interfaces",
+			"netdriver's network namespace is not there: no daemon has run since this host booted, or somebody removed its file")}
 	}
 	var out []Finding
 	for name, effect := range map[string]string{
@@ -339,7 +339,7 @@ func checkStore(ctx context.Context, e *examiner) []Finding {
 			"start the store's members and look at the way to them; existing traffic goes on, new containers must wait",
 			"the store does not answer: %v", e.c.err)}
 	}
-	ctx, cancel := context.WithTimeout(ctx, askStore)
+	ctx, cancel := context.WithTimeout(ctx, 2*askStore)
 	defer cancel()
 	var least time.Duration
 	for range 3 {

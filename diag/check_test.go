@@ -1,6 +1,7 @@
 package diag
 
 import (
+	"context"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -37,6 +38,64 @@ func TestCertificatesAreComparedWithTheClock(t *testing.T) {
 	e := &examiner{d: New(Sources{Node: store.Node{Name: "n1"}}), site: Site{Certificates: []string{"/nowhere"}}}
 	if found := checkCertificates(t.Context(), e); len(found) != 1 || found[0].Severity != Failed {
 		t.Errorf("a certificate that is not there: %+v", found)
+	}
+}
+
+// slow is a store whose answers take a while.
+type slow struct {
+	store.Store
+	took time.Duration
+}
+
+func (s slow) Count(ctx context.Context, prefix string) (int64, error) {
+	select {
+	case <-time.After(s.took):
+		return s.Store.Count(ctx, prefix)
+	case <-ctx.Done():
+		return 0, store.ErrUnavailable
+	}
+}
+
+func TestASlowStoreIsToldFromOneThatIsAway(t *testing.T) {
+	for name, c := range map[string]struct {
+		took time.Duration
+		away error
+		says string
+	}{
+		"quick":                        {0, nil, ""},
+		"slow":                         {510 * time.Millisecond, nil, "the store is slow"},
+		"too slow for all the records": {510 * time.Millisecond, store.ErrUnavailable, "one question took"},
+		"away":                         {time.Minute, store.ErrUnavailable, "does not answer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := &examiner{
+				d: New(Sources{Node: store.Node{Name: "n1"}, Store: slow{store.NewMemory(), c.took}}), c: cluster{err: c.away},
+			}
+			found := checkStore(t.Context(), e)
+			if c.says == "" && len(found) > 0 || c.says != "" && (len(found) != 1 || !strings.Contains(found[0].Cause, c.says)) {
+				t.Errorf("%+v, want %q", found, c.says)
+			}
+		})
+	}
+}
+
+func TestAFirewallIsOpenIfOneOfItsRulesLetsTheClusterIn(t *testing.T) {
+	w := doorway{4789, []netip.Addr{netip.MustParseAddr("192.0.2.7")}}
+	for rule, want := range map[string]bool{
+		"udp dport 4789 accept":                               true,
+		"udp dport { 53, 4789 } accept":                       true,
+		"udp dport 4790 accept":                               false,
+		"ip saddr 192.0.2.0/24 counter accept":                true,
+		"ip saddr 198.51.100.0/24 accept":                     false,
+		`iifname "lo" accept`:                                 false,
+		`iifname "eth0" accept`:                               true,
+		"ct state established,related accept":                 false,
+		"type filter hook forward priority 0; policy accept;": false,
+	} {
+		if got := w.open([]string{rule}); got != want {
+			t.Errorf("%q: open %t, want %t", rule, got, want)
+		}
 	}
 }
 

@@ -250,7 +250,8 @@ func (s *scene) examineVXLAN(bridge host.Link) {
 		s.look(placeVXLAN, s.ours, v)
 	}
 	for _, l := range s.hostLinks {
-		if l.Kind == "vxlan" && l.VNI == s.q.VNI && l.Port == s.q.Port {
+		// One of ours is there for the moment in which it is made.
+		if l.Kind == "vxlan" && l.VNI == s.q.VNI && l.Port == s.q.Port && l.Name != dataplane.VXLANName(l.VNI) {
 			s.fault(placeVXLAN, fmt.Sprintf("remove it (ip link del %s), or make the network with another VNI or port", l.Name),
 				"another VXLAN device %s of this host has the same VNI %d and UDP port %d", l.Name, l.VNI, l.Port)
 		}

@@ -16,8 +16,8 @@ const (
 	// askStore bounds what a report waits for the store, so that it is there within 3 s when the store is away.
 	askStore = 1500 * time.Millisecond
 	// Nodes publish what they have applied a few times per second (driver's statusEvery): one that seems behind is asked
-	// again, patience times, before it is called so.
-	patience   = 3
+	// again, patience times, before it is called so; one that is away as well: it may only be being restarted.
+	patience   = 7
 	askAgainIn = 300 * time.Millisecond
 )
 
@@ -98,12 +98,9 @@ func (d *Diagnosis) cluster(ctx context.Context) cluster {
 func (d *Diagnosis) fromStore(ctx context.Context) (cluster, error) {
 	s := d.src.Store
 	c := cluster{bad: map[string]error{}, alive: map[string]string{}, networks: map[string]network{}}
-	alive, _, err := s.List(ctx, store.AlivePrefix)
-	if err != nil {
+	var err error
+	if c.alive, err = d.alive(ctx); err != nil {
 		return c, err
-	}
-	for _, kv := range alive {
-		c.alive[kv.Key[len(store.AlivePrefix):]] = string(kv.Value)
 	}
 	c.nodes, err = list(ctx, s, store.NodePrefix, c.bad, func(_ store.KV, n store.Node) (string, store.Node) {
 		return n.Name, n
@@ -179,13 +176,16 @@ func (d *Diagnosis) fromMirror() cluster {
 	return c
 }
 
-// settle asks the nodes' statuses again while a node seems behind that may only not have said yet.
+// settle asks the nodes' statuses again while a node seems behind that may only not have said yet, and who is connected while
+// a daemon is away: it may only be being restarted.
 func (d *Diagnosis) settle(ctx context.Context, all []facts) {
-	behind := func(f facts) bool {
-		return f.err == nil && slices.ContainsFunc(f.peers(), func(p Peer) bool { return p.State == StateBehind })
-	}
 	for range patience {
-		if !slices.ContainsFunc(all, behind) {
+		unsettled := slices.ContainsFunc(all, func(f facts) bool {
+			return f.err == nil && slices.ContainsFunc(f.peers(), func(p Peer) bool {
+				return p.State == StateBehind || p.State == StateDown
+			})
+		})
+		if !unsettled {
 			return
 		}
 		select {
@@ -195,14 +195,28 @@ func (d *Diagnosis) settle(ctx context.Context, all []facts) {
 		}
 		ask, cancel := context.WithTimeout(ctx, askStore)
 		st, err := statuses(ask, d.src.Store, map[string]error{}) // what cannot be read was noted the first time
+		alive := map[string]string{}
+		if err == nil {
+			alive, err = d.alive(ask)
+		}
 		cancel()
 		if err != nil {
 			return
 		}
 		for i := range all {
-			all[i].statuses = st
+			all[i].statuses, all[i].cluster.alive = st, alive
 		}
 	}
+}
+
+// alive reads which nodes are connected, with their ids.
+func (d *Diagnosis) alive(ctx context.Context) (map[string]string, error) {
+	out := map[string]string{}
+	all, _, err := d.src.Store.List(ctx, store.AlivePrefix)
+	for _, kv := range all {
+		out[kv.Key[len(store.AlivePrefix):]] = string(kv.Value)
+	}
+	return out, err
 }
 
 // facts gathers what is known of one network; whole is false for a line of the summary.

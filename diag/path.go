@@ -3,6 +3,7 @@ package diag
 import (
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -27,7 +28,8 @@ type path struct {
 	sizes map[int]int // of each probe in either direction, by its number in the direction
 	said  map[string]Testimony
 	errs  map[string]error
-	door  int // what the underlay's segment says of the other node
+	again bool // also who let the question before time out is asked
+	door  int  // what the underlay's segment says of the other node
 }
 
 // step is a device on the way in one direction.
@@ -49,13 +51,19 @@ func (p *path) nodes() []string { return slices.Compact([]string{p.from.Node, p.
 // askable are those that are worth a question: one that let the first time out does the same to the second. A daemon that is
 // being restarted refuses at once.
 func (p *path) askable() []string {
-	return slices.DeleteFunc(p.nodes(), func(n string) bool { return p.errs[n] != nil && !p.refused(n) })
+	return slices.DeleteFunc(p.nodes(), func(n string) bool { return p.errs[n] != nil && !p.refused(n) && !(p.again && p.hangs(n)) })
 }
 
-// refused says whether a node's kernel answered that nobody serves the daemons' port.
+// hangs says whether a node's daemon took the connection and said nothing.
+func (p *path) hangs(node string) bool {
+	_, asked := p.said[node]
+	return !asked && errors.Is(p.errs[node], ErrHangs)
+}
+
+// refused says whether a node's kernel answered that nobody serves the daemons' port, or that who did has ended.
 func (p *path) refused(node string) bool {
 	_, asked := p.said[node]
-	return !asked && errors.Is(p.errs[node], unix.ECONNREFUSED)
+	return !asked && slices.ContainsFunc([]error{unix.ECONNREFUSED, unix.ECONNRESET, io.EOF}, func(e error) bool { return errors.Is(p.errs[node], e) })
 }
 
 func (p *path) end(e party) End {
@@ -97,6 +105,12 @@ func (p *path) heard(node string, t Testimony, err error) {
 	t.Moved, t.Dropped = append(before.Moved, t.Moved...), append(before.Dropped, t.Dropped...)
 	t.Spoken = append(before.Spoken, t.Spoken...)
 	p.said[node] = t
+}
+
+// forget leaves out the rounds so far, in which a node could not look.
+func (p *path) forget() {
+	clear(p.sizes)
+	clear(p.said)
 }
 
 func (p *path) count(sizes, stack []int) {

@@ -177,20 +177,23 @@ func (p *path) aboutDaemon(node string, alive bool) (Finding, bool) {
 	connected := p.cluster.err == nil && !down
 	const start = "start it there: `netdriver run`, and see its log"
 	switch {
-	case down && alive:
+	case down && alive && !errors.Is(err, ErrHangs):
 		return finding("peer daemon", Degraded, place, start,
 			"the daemon of %s does not run; its containers are reached all the same", node), true
 	case down && errors.Is(err, unix.ECONNREFUSED):
 		return finding("peer daemon", Degraded, place, start, "the daemon of %s does not run: its part of the path is not seen", node), true
-	case down && p.door == doorOpen:
+	case down && p.door == doorOpen && !errors.Is(err, ErrHangs):
 		return finding("peer", Failed, place, fmt.Sprintf("run `netdriver check` on %s: its own packet filter is the likeliest, or its daemon hangs", node),
 			"%s is up and answers on the underlay's segment, but not at its daemon's port, and it is not connected to the store", node), true
-	case down || p.door == doorSilent:
+	case down && !errors.Is(err, ErrHangs) || p.door == doorSilent:
 		return finding("peer", Failed, place, "start the host, or its `netdriver run`; then trace again",
 			"%s %s, its daemon does not answer, and nothing comes back from its containers: the host is down or cut off", node, p.gone(down)), true
 	case errors.Is(err, unix.ECONNREFUSED):
 		return finding("peer daemon", Degraded, place, start+"; all nodes need the same peer-port",
 			"the daemon of %s does not answer: its part of the path is not seen", node), true
+	case errors.Is(err, ErrHangs):
+		return finding("peer daemon", Degraded, place, "look at its log there, and restart it; or at what keeps its host busy",
+			"the daemon of %s hangs: it takes connections and answers nothing", node), true
 	case err != nil && strings.Contains(err.Error(), "certificate"):
 		return finding("certificates", Degraded, place, "look at both certificates and both clocks: `netdriver check` on each of the two nodes",
 			"this node and %s do not believe each other's certificates", node), true
@@ -307,7 +310,7 @@ func (p *path) explained(a, b Hop) bool {
 			}
 			if f.Place == a.Place && node == a.Node || f.Place == b.Place && node == b.Node || inside(f.Place, a, b) ||
 				node == a.Node && a.Node != b.Node && (f.Place == placeVXLAN || f.Place == placeUnderlay) ||
-				behind(f.Place, a) && node == a.Node || behind(f.Place, b) && node == b.Node {
+				p.network.OnLAN() && f.Place == placeUnderlay || behind(f.Place, a) && node == a.Node || behind(f.Place, b) && node == b.Node {
 				return true
 			}
 		}
@@ -458,6 +461,9 @@ func named(counter, node string) (cause, remedy string, ok bool) {
 	case counter == "IPReversePathFilter":
 		return node + " drops packets by rp_filter: their source is not reached through the device they came in by",
 			"set net.ipv4.conf.*.rp_filter to 2 (loose) or 0 on " + node, true
+	case counter == "XfrmOutPolBlock":
+		return fmt.Sprintf("IPsec of %s lets nothing out without a key (%s): it has none for that peer, or it was flushed", node, counter),
+			"the daemons agree on new keys by themselves within seconds; see `netdriver inspect` and their logs if they do not", true
 	case strings.HasPrefix(counter, "Xfrm"):
 		return fmt.Sprintf("IPsec of %s refuses the packets (%s): the two nodes' keys or policies do not fit", node, counter),
 			"the daemons exchange new keys within a minute; see `netdriver inspect` and their logs", true
@@ -477,7 +483,7 @@ func relevant(where string, a, b Hop) bool {
 	host := func(h Hop) bool { return h.Place == placeUnderlay }
 	switch {
 	case where == "host":
-		return host(a) || host(b)
+		return host(a) || host(b) || a.Node != b.Node // between VXLAN devices, where ESP hides the underlay's hops
 	case where == "netdriver":
 		return !host(a) && !host(b)
 	}

@@ -3,6 +3,7 @@ package diag
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -32,14 +33,36 @@ func (f facts) reasons(r NetworkReport) []Reason {
 	}
 	out = append(out, f.aboutEncryption(r)...)
 	for _, s := range r.Subnets {
-		if s.Used+s.Reserved >= s.Usable {
-			out = append(out, reason(Degraded, s.Subnet.String(), "remove containers, or make a network with a larger subnet",
-				"subnet %s is full: %d of %d addresses are in use", s.Subnet, s.Used+s.Reserved, s.Usable))
+		if s.Used+s.Reserved < s.Usable {
+			continue
 		}
+		remedy, more := "remove containers, or make a network with a larger subnet", ""
+		if n := f.unheld(s.Subnet); n > 0 {
+			remedy = "`netdriver ipam check` tells which of them have leaked, with --reclaim it frees them; or " + remedy
+			more = fmt.Sprintf("; no container has %d of them", n)
+		}
+		out = append(out, reason(Degraded, s.Subnet.String(), remedy,
+			"subnet %s is full: %d of %d addresses are in use%s", s.Subnet, s.Used+s.Reserved, s.Usable, more))
 	}
 	out = append(out, f.aboutConflicts()...)
 	out = append(out, f.aboutServices(r)...)
 	return append(out, f.aboutRecords()...)
+}
+
+// unheld counts a subnet's leases for containers that no endpoint has: leaked ones, and those of containers that start.
+func (f facts) unheld(subnet netip.Prefix) (n int) {
+	held := map[netip.Addr]bool{}
+	for _, e := range f.endpoints {
+		for _, a := range e.Addrs() {
+			held[a] = true
+		}
+	}
+	for _, l := range f.leases[subnet] {
+		if l.Kind == store.LeaseEndpoint && !l.Swarm && !held[l.Address] {
+			n++
+		}
+	}
+	return n
 }
 
 // stopped is the reason when no daemon runs on this node, or one that hangs.

@@ -87,6 +87,9 @@ type Peers interface {
 // something drops the packets, or the host is away.
 var ErrSilent = errors.New("nothing answers at its port")
 
+// ErrHangs is wrapped by the error about a node whose kernel takes the connection, and whose daemon says nothing.
+var ErrHangs = errors.New("its daemon takes the connection and says nothing")
+
 // errNoPeers is why other nodes cannot be asked where no channel was made.
 var errNoPeers = errors.New("this node has no certificate of the cluster to ask others with")
 
@@ -101,6 +104,35 @@ type Ask struct {
 // Trace follows probes from one endpoint to another. The error says that the source is unknown or ambiguous; all that is
 // wrong with the way is in the Trace.
 func (d *Diagnosis) Trace(ctx context.Context, a Ask) (Trace, error) {
+	t, err := d.traceOnce(ctx, a)
+	for range moveTries {
+		if err != nil || t.Verdict == Healthy || ctx.Err() != nil || !d.moved(ctx, t) {
+			break
+		}
+		t, err = d.traceOnce(ctx, a)
+	}
+	return t, err
+}
+
+// moveTries is how often a trace is begun anew because one of its ends has gone meanwhile.
+const moveTries = 2
+
+// moved says whether an end of a trace is gone, such as a service's task that was replaced while it was looked at.
+func (d *Diagnosis) moved(ctx context.Context, t Trace) bool {
+	ctx, cancel := context.WithTimeout(ctx, askStore)
+	defer cancel()
+	for _, e := range []Party{t.Source, t.Destination} {
+		if e.Endpoint == "" {
+			continue
+		}
+		if _, err := d.src.Store.Get(ctx, store.EndpointKey(t.Network, e.Endpoint)); errors.Is(err, store.ErrNotFound) {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *Diagnosis) traceOnce(ctx context.Context, a Ask) (Trace, error) {
 	c := d.cluster(ctx)
 	way, err := d.resolve(ctx, &c, a)
 	// A node publishes the name of a container within two seconds of its start (internal/names).
@@ -190,25 +222,24 @@ const (
 	backFirst   = 1000
 	smallProbes = 4
 	largeProbes = 3
-	firstWait   = 450  // milliseconds
-	secondWait  = 1200 // of the second attempt, which decides that something is lost
-	narrowWait  = 300  // of those that look for the largest packet
+	// surelyProbes are further small ones of the round that decides.
+	surelyProbes = 8
+	firstWait    = 450  // milliseconds
+	secondWait   = 1200 // of the second attempt, which decides that something is lost
+	narrowWait   = 300  // of those that look for the largest packet
 )
 
 // traceBetween follows probes between two endpoints and judges.
 func (d *Diagnosis) traceBetween(ctx context.Context, c cluster, w way, target party, t *Trace) {
 	p := newPath(w, target, c)
 	sizes := slices.Concat(slices.Repeat([]int{small}, smallProbes), slices.Repeat([]int{p.mtu}, largeProbes))
-	d.ask(ctx, &p, sizes, p.stackSizes(), firstWait)
-	for range restartTries {
-		if !slices.ContainsFunc(p.nodes(), p.refused) || ctx.Err() != nil {
+	for try := range restartTries {
+		if try > 0 {
+			time.Sleep(2 * askAgainIn)
+		}
+		if d.rounds(ctx, &p, sizes, try) || ctx.Err() != nil {
 			break
 		}
-		time.Sleep(2 * askAgainIn)
-		d.ask(ctx, &p, sizes, p.stackSizes(), firstWait)
-	}
-	if _, heard := p.said[p.to.Node]; !p.whole() && (heard || !p.from.host()) {
-		d.ask(ctx, &p, sizes, p.stackSizes(), secondWait)
 	}
 	if !p.whole() {
 		d.nextDoor(&p)
@@ -219,8 +250,38 @@ func (d *Diagnosis) traceBetween(ctx context.Context, c cluster, w way, target p
 	p.judge(t)
 }
 
-// restartTries is how often a node whose daemon refuses is asked again: it may only be being restarted.
-const restartTries = 2
+// restartTries is how often a path is looked at whose other node refuses or ends meanwhile: its daemon may only be being
+// restarted.
+const restartTries = 3
+
+// rounds looks at a path, and once more and longer if something was lost. It returns false if it is to be called again: a
+// node could not look all the time, so that what it has not seen says nothing. It is not if this is the last time.
+func (d *Diagnosis) rounds(ctx context.Context, p *path, sizes []int, try int) bool {
+	last := try+1 == restartTries
+	p.forget()
+	p.again = try > 0
+	d.ask(ctx, p, sizes, p.stackSizes(), firstWait)
+	p.again = false
+	if !last && slices.ContainsFunc(p.nodes(), func(n string) bool { return p.refused(n) || try == 0 && p.whole() && p.hangs(n) }) {
+		return false
+	}
+	if _, heard := p.said[p.to.Node]; p.whole() || !heard && p.from.host() {
+		return true
+	}
+	// What was lost in the first round may have been sent when the other node had looked long enough: the second decides.
+	before := slices.DeleteFunc(p.nodes(), func(n string) bool { return !p.hears(n) })
+	p.forget()
+	more := slices.Concat(slices.Repeat([]int{small}, surelyProbes), sizes)
+	d.ask(ctx, p, more, p.stackSizes(), secondWait)
+	if !slices.ContainsFunc(before, func(n string) bool { return !p.hears(n) }) {
+		return true
+	}
+	if last {
+		p.forget()
+		d.ask(ctx, p, sizes, p.stackSizes(), firstWait)
+	}
+	return false
+}
 
 // narrow finds the largest packet that comes through.
 func (d *Diagnosis) narrow(ctx context.Context, p *path) {

@@ -73,7 +73,11 @@ type Link struct {
 
 // Links returns all devices.
 func (s *Space) Links() ([]Link, error) {
+	const tries = 5 // a list during which something changed may lack devices that are there
 	all, err := s.links.LinkList()
+	for i := 1; i < tries && errors.Is(err, netlink.ErrDumpInterrupted); i++ {
+		all, err = s.links.LinkList()
+	}
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list the network devices: %w", err)
 	}

@@ -30,7 +30,7 @@ const (
 	// connectTimeout bounds reaching a node, whose kernel answers even if its daemon is busy, and greetTimeout the first
 	// exchange with the daemon; exchangeTimeout one question.
 	connectTimeout  = 1200 * time.Millisecond
-	greetTimeout    = 2 * time.Second
+	greetTimeout    = 1500 * time.Millisecond
 	exchangeTimeout = 15 * time.Second
 	// maxMessage is the size in bytes from which a request is refused.
 	maxMessage = 1 << 20
@@ -276,7 +276,8 @@ func (c Client) Traffic(ctx context.Context, node store.Node) (diag.Traffic, err
 	return *m.Traffic, nil
 }
 
-// dial connects to a daemon. The error wraps diag.ErrSilent if the host does not answer at all.
+// dial connects to a daemon. The error wraps diag.ErrSilent if the host does not answer at all, diag.ErrHangs if
+// only its kernel does.
 func dial(ctx context.Context, at string, config *tls.Config) (*tls.Conn, error) {
 	raw, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", at)
 	if e := net.Error(nil); errors.As(err, &e) && e.Timeout() {
@@ -295,6 +296,9 @@ func dial(ctx context.Context, at string, config *tls.Config) (*tls.Conn, error)
 	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", diag.ErrHangs, err)
+		}
 		return nil, errors.Join(fmt.Errorf("greet %s: %w", at, err), raw.Close())
 	}
 	return conn, nil

@@ -29,6 +29,9 @@ type fault struct {
 	offline *lab.Node
 	// also are words of what else is true meanwhile, and may be said.
 	also []string
+	// symptom waits for the fault instead of dead and large, well for health after the repair.
+	symptom func(w *world) error
+	well    func(w *world) error
 	// says are words of the cause, its place and its remedy, all of which have to be in one finding.
 	says []string
 }
@@ -36,7 +39,13 @@ type fault struct {
 func TestFaults(t *testing.T) {
 	w := newWorld(t)
 	w.healthy("at first")
-	for _, f := range w.faults() {
+	w.try(w.faults())
+}
+
+// try breaks and repairs one thing after the other.
+func (w *world) try(all []fault) {
+	t := w.t
+	for _, f := range all {
 		ok := t.Run(f.name, func(t *testing.T) {
 			w.t = t
 			defer func() { w.t = t }()
@@ -45,14 +54,14 @@ func TestFaults(t *testing.T) {
 			defer func() {
 				if !repaired {
 					f.repair(w)
-					w.healthy("after the repair")
+					w.recovered(f)
 				}
 			}()
-			w.eventually(10*time.Second, func() error { return w.symptom(f) })
+			w.eventually(30*time.Second, func() error { return w.symptom(f) })
 			w.demand(f)
 			f.repair(w)
 			repaired = true
-			w.healthy("after the repair")
+			w.recovered(f)
 		})
 		w.t = t
 		if !ok {
@@ -61,8 +70,21 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// recovered waits for health.
+func (w *world) recovered(f fault) {
+	w.t.Helper()
+	if f.well == nil {
+		w.healthy("after the repair")
+		return
+	}
+	w.eventually(60*time.Second, func() error { return f.well(w) })
+}
+
 // symptom waits until the fault is there.
 func (w *world) symptom(f fault) error {
+	if f.symptom != nil {
+		return f.symptom(w)
+	}
 	a, b := w.Nodes[0], w.Nodes[1]
 	small, large := w.ping(a, b), w.ping(a, b, "-s", "1400")
 	switch {
@@ -84,6 +106,7 @@ func (w *world) demand(f fault) {
 	var r struct {
 		Verdict  diag.Verdict
 		Findings []diag.Finding
+		Reasons  []diag.Reason // of inspect
 	}
 	on := w.Nodes[0]
 	for _, n := range []*lab.Node{f.on, f.offline} {
@@ -94,8 +117,11 @@ func (w *world) demand(f fault) {
 	const limit, tries = 5 * time.Second, 3 // a busy machine may make one answer late, not three
 	took := w.ask(on, &r, verb...)
 	for i := 1; took > limit && i < tries; i++ {
-		r.Findings = nil
+		r.Findings, r.Reasons = nil, nil
 		took = w.ask(on, &r, verb...)
+	}
+	for _, x := range r.Reasons {
+		r.Findings = append(r.Findings, diag.Finding{Severity: x.Verdict, Place: x.Place, Cause: x.Cause, Remedy: x.Remedy})
 	}
 	text, _ := json.MarshalIndent(r, "", " ")
 	w.t.Logf("netdriver %s took %s", strings.Join(verb, " "), took)

@@ -339,7 +339,6 @@ func (w *world) kernelFaults() []fault {
 // hostFaults are of daemons, stores and disks.
 func (w *world) hostFaults() []fault {
 	n2, n3 := w.Nodes[1], w.Nodes[2]
-	var normal func()
 	return []fault{
 		{
 			name: "peer_daemon_dead", inject: func(w *world) { w.kill(n2) }, repair: func(w *world) { w.startDaemon(n2) },
@@ -401,7 +400,7 @@ func (w *world) hostFaults() []fault {
 		},
 		{
 			name: "peer_daemon_hangs", inject: func(w *world) { w.stop(n2) }, repair: func(w *world) { w.resume(n2) },
-			says: []string{"n2", "daemon"}, also: []string{"n2"},
+			says: []string{"daemon of n2 hangs", "restart it"}, also: []string{"n2"},
 		},
 		{
 			name: "own_daemon_hangs", on: n3, inject: func(w *world) { w.stop(n3) }, repair: func(w *world) { w.resume(n3) },
@@ -418,26 +417,9 @@ func (w *world) hostFaults() []fault {
 			verb:   []string{"check"}, says: []string{"n3", "certificate", "ended at", "clock"}, also: []string{"certificate"},
 		},
 		{
-			name: "store_slow", on: n3, inject: func(w *world) { normal = w.slowStore() }, repair: func(*world) { normal() },
-			verb: []string{"check", "--peer", "n2"}, says: []string{"n3", "the store is slow", "disks"}, also: []string{"n"},
-		},
-		{
 			name: "forwarding_switched_off", on: n3,
 			inject: command(n3, "sysctl", "-qw", "net.ipv4.ip_forward=0"), repair: command(n3, "sysctl", "-qw", "net.ipv4.ip_forward=1"),
 			verb: []string{"check"}, says: []string{"the host forwards no packets", "ip_forward=1"},
-		},
-		{
-			name: "netdrivers_namespace_deleted", on: n3,
-			inject: func(w *world) {
-				w.freeze(n3)
-				w.run(n3, "umount", "/run/netdriver/netns")
-				w.run(n3, "rm", "/run/netdriver/netns")
-			},
-			repair: func(w *world) {
-				w.thaw(n3)
-				w.run(n3, "docker", "restart", "--time", "0", "c-n3") // its interface went with the namespace
-			},
-			verb: []string{"check"}, says: []string{"n3", "network namespace is not there", "start the daemon"}, also: []string{"n3"},
 		},
 	}
 }
@@ -483,27 +465,6 @@ func (w *world) certify(n *lab.Node, from, until time.Duration) {
 
 // restoreCertificate gives it one that is good for the rest of the day.
 func (w *world) restoreCertificate(n *lab.Node) { w.certify(n, -time.Hour, 23*time.Hour) }
-
-// slowStore lets the daemon that carries the store run for moments only, until the returned function is called.
-func (w *world) slowStore() (normal func()) {
-	stop, done := make(chan struct{}), make(chan struct{})
-	pid := w.Nodes[0].DaemonPID()
-	go func() {
-		defer close(done)
-		for {
-			_ = unix.Kill(pid, unix.SIGSTOP) // it is there as long as the test
-			select {
-			case <-stop:
-				_ = resume(pid)
-				return
-			case <-time.After(600 * time.Millisecond):
-			}
-			_ = resume(pid)
-			time.Sleep(60 * time.Millisecond)
-		}
-	}()
-	return func() { close(stop); <-done }
-}
 
 func (w *world) kill(n *lab.Node) {
 	w.t.Helper()

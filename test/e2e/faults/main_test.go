@@ -43,11 +43,22 @@ type world struct {
 // newWorld builds it.
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	w := bareWorld(t, 3)
+	if err := w.StartDocker(t.Context(), "--live-restore"); err != nil {
+		t.Fatal(err)
+	}
+	w.populate()
+	return w
+}
+
+// bareWorld is a lab with daemons and without Docker.
+func bareWorld(t *testing.T, nodes int) *world {
+	t.Helper()
 	binary, err := filepath.Abs("../../../bin/netdriver")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := lab.New(t.Context(), lab.Config{Nodes: 3, Binary: binary})
+	l, err := lab.New(t.Context(), lab.Config{Nodes: nodes, Binary: binary})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,15 +82,17 @@ func newWorld(t *testing.T) *world {
 	for _, n := range l.Nodes {
 		w.startDaemon(n)
 	}
-	if err := l.StartDocker(t.Context(), "--live-restore"); err != nil {
-		t.Fatal(err)
-	}
-	w.populate()
 	return w
 }
 
 func (w *world) startDaemon(n *lab.Node) {
 	w.t.Helper()
+	if err := n.StartDaemon(context.WithoutCancel(w.t.Context()), w.daemonConfig(n)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) daemonConfig(n *lab.Node) lab.DaemonConfig {
 	url := fmt.Sprintf("https://%s", netip.AddrPortFrom(w.Nodes[0].Addr, storePort))
 	c := lab.DaemonConfig{Certificate: w.certificates[n.Addr]}
 	if n == w.Nodes[0] {
@@ -87,9 +100,7 @@ func (w *world) startDaemon(n *lab.Node) {
 	} else {
 		c.Store = []string{url}
 	}
-	if err := n.StartDaemon(context.WithoutCancel(w.t.Context()), c); err != nil {
-		w.t.Fatal(err)
-	}
+	return c
 }
 
 // populate makes the network and a container on each node.
