@@ -119,6 +119,9 @@ const moveTries = 2
 
 // moved says whether an end of a trace is gone, such as a service's task that was replaced while it was looked at.
 func (d *Diagnosis) moved(ctx context.Context, t Trace) bool {
+	if t.Data.Source != SourceStore {
+		return false // who could tell is away
+	}
 	ctx, cancel := context.WithTimeout(ctx, askStore)
 	defer cancel()
 	for _, e := range []Party{t.Source, t.Destination} {
