@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -182,6 +183,7 @@ func TestAnotherNodesClockIsMeasured(t *testing.T) {
 			now := time.Now().Add(ahead)
 			_ = out.Encode(message{Clock: &now})
 		}
+		_, _ = io.Copy(io.Discard, node) // that it may begin
 	}()
 	c, err := begin(asker, json.NewDecoder(asker), question(t))
 	if err != nil {
