@@ -216,10 +216,15 @@ func (m *Machine) inUse(e *epoch) bool {
 	return false
 }
 
-// hasBlocked says whether there is a peer that nothing can be sent to.
+// hasBlocked says whether there is a peer that nothing can be sent to, or that nothing can be received from: a daemon
+// that ended before it had told of its SAs left those of the other direction only.
 func (m *Machine) hasBlocked() bool {
-	for _, p := range m.peers {
-		if _, ok := m.choose(p); !ok {
+	heard := map[string]bool{}
+	for _, a := range m.sas {
+		heard[a.peer] = heard[a.peer] || a.inbound && a.installed
+	}
+	for name, p := range m.peers {
+		if _, ok := m.choose(p); !ok || !heard[name] {
 			return true
 		}
 	}
@@ -227,7 +232,7 @@ func (m *Machine) hasBlocked() bool {
 }
 
 // due says whether a new epoch should begin. Only one at a time waits for its publication. After a restart the first
-// has time while all peers can be sent to, so that a daemon which dies again and again does not fill up its offer.
+// has time while all peers can be talked with, so that a daemon which dies again and again does not fill up its offer.
 func (m *Machine) due() bool {
 	e := m.newest()
 	switch {
