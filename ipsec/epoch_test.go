@@ -198,6 +198,27 @@ func TestPeersThatCannotBeTrustedOrUsedAreBlockedAndOthersAreNot(t *testing.T) {
 	}
 }
 
+func TestWhereverADaemonDiesAtFirstItsPeerIsBackAtOnce(t *testing.T) {
+	for life := range 20 {
+		c := newCluster(t, seeded{rand.New(rand.NewPCG(3, 4))}, 2)
+		a, b := c.nodes[0], c.nodes[1]
+		c.round(a, never, never)
+		c.pass(time.Millisecond, b)
+		for len(a.pending) > 0 { // b's keys, and what b has acknowledged
+			c.deliver(a)
+		}
+		c.round(a, life, never)
+		c.pass(testConfig().Grace/4, b, a)
+		for _, n := range []*node{a, b} {
+			for _, p := range n.m.Peers() {
+				if p.Blocked != "" {
+					t.Errorf("a dies after %d steps: %s to %s: %s", life, n.self.Name, p.Name, p.Blocked)
+				}
+			}
+		}
+	}
+}
+
 func TestSenderNeverGoesBackToAnOlderEpochOfTheReceivers(t *testing.T) {
 	c := calmCluster(t, 2)
 	a, b := c.nodes[0], c.nodes[1]
