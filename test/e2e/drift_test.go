@@ -53,6 +53,7 @@ func TestWhatSomebodyTakesAwayIsBackWithinASecondAndIsAnEvent(t *testing.T) {
 		docker(t, n, "run", "--detach", "--name", name, "--network", name, lab.Image, "sleep", "1000")
 		atEnd(t, n, "rm", "--force", name)
 	}
+	time.Sleep(3 * time.Second) // where Docker has put an interface is recorded within 2 s; then it can be put back there
 	has := func(container string) string {
 		out, _ := inside(t, n, container, "cat", "/proc/net/dev")
 		return out

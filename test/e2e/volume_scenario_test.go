@@ -72,9 +72,6 @@ func (k *volumeKind) scenario(t *testing.T, hosts []volumeHost) {
 	k.refusals(t, n1)
 	t.Run("made anew", func(t *testing.T) { k.madeAnew(t, n1, n2) })
 	t.Run("withdrawn", func(t *testing.T) { k.withdrawn(t, n1) })
-	if k.client != "" {
-		t.Run("client frozen", func(t *testing.T) { k.clientFrozen(t, n1) })
-	}
 	die := k.die
 	if die == nil {
 		die = k.stop
@@ -82,6 +79,9 @@ func (k *volumeKind) scenario(t *testing.T, hosts []volumeHost) {
 	t.Run("killed", func(t *testing.T) { k.outage(t, hosts, die, k.start) })
 	t.Run("frozen", func(t *testing.T) { k.outage(t, hosts, k.freeze, k.thaw) })
 	t.Run("cut off", func(t *testing.T) { k.outage(t, hosts, k.cut, k.connect) })
+	if k.client != "" { // at the end: a server waits a minute for the one that has died
+		t.Run("client frozen", func(t *testing.T) { k.clientFrozen(t, n1) })
+	}
 }
 
 // kind is the value of type=.

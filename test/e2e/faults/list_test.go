@@ -69,8 +69,8 @@ func (w *world) wireFaults() []fault {
 			says: []string{"n2", "eth0 has MTU 1300", "packets of this network need 1500"},
 		},
 		{
-			name:   "half_of_the_packets_lost",
-			inject: func(w *world) { w.onSwitch("n2", "numgen random mod 2 0") }, repair: func(w *world) { w.clearSwitch() },
+			name:   "every_third_packet_lost",
+			inject: func(w *world) { w.onSwitch("n2", "numgen inc mod 3 0") }, repair: func(w *world) { w.clearSwitch() },
 			says: []string{"packets", "n1", "n2", "between the hosts"},
 		},
 		{
