@@ -171,7 +171,11 @@ func (b *bridges) renamed() []string {
 
 // learn notes the names of all of Docker's bridges and says whether there is news.
 func (b *bridges) learn(all []string) bool {
-	known := func(name string) bool { return strings.HasPrefix(name, "docker") || strings.HasPrefix(name, "br-") }
+	known := func(name string) bool {
+		return slices.ContainsFunc(dockerBridges(), func(like string) bool {
+			return strings.HasPrefix(name, strings.TrimSuffix(like, "*"))
+		})
+	}
 	names := slices.DeleteFunc(slices.Clone(all), known)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -205,8 +209,7 @@ func (d *Driver) followBridges(ctx context.Context) {
 
 // bridgeRules are the rules for bridge networks: what their containers send to other networks has the host's address, and
 // nobody outside reaches them but in reply. The second ruleset lets pass what Docker's filter would drop: it drops whatever is
-// forwarded and not its own. docker are
-// Docker's bridges besides those that are known by their names. It is pure.
+// forwarded and not its own. docker are Docker's bridges besides those that are known by their names. It is pure.
 func bridgeRules(nets []store.Network, docker ...string) (rules, allowed firewall.Ruleset) {
 	const replies = firewall.StateEstablished | firewall.StateRelated
 	var forward, snat, allow []firewall.Rule

@@ -34,14 +34,7 @@ func (s *Space) Rules() []Rule {
 }
 
 func (s *Space) nftRules() []Rule {
-	conn, err := nftables.New(nftables.WithNetNSFd(s.fd))
-	if err != nil {
-		return nil
-	}
-	chains, err := conn.ListChains()
-	if err != nil {
-		return nil // this kernel has no nftables
-	}
+	conn, chains := s.chains()
 	var out []Rule
 	for _, c := range chains {
 		rules, err := conn.GetRules(c.Table, c)
@@ -71,6 +64,19 @@ func (s *Space) nftRules() []Rule {
 	return out
 }
 
+// chains returns those of nftables, and the connection that they were read by; none on a kernel without nftables.
+func (s *Space) chains() (*nftables.Conn, []*nftables.Chain) {
+	conn, err := nftables.New(nftables.WithNetNSFd(s.fd))
+	if err != nil {
+		return nil, nil
+	}
+	all, err := conn.ListChains()
+	if err != nil {
+		return nil, nil
+	}
+	return conn, all
+}
+
 func familyName(f nftables.TableFamily) string {
 	names := map[nftables.TableFamily]string{
 		nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6",
@@ -94,14 +100,7 @@ func (p Policy) String() string {
 
 // Policies returns the chains that drop by default.
 func (s *Space) Policies() []Policy {
-	conn, err := nftables.New(nftables.WithNetNSFd(s.fd))
-	if err != nil {
-		return nil
-	}
-	chains, err := conn.ListChains()
-	if err != nil {
-		return nil // this kernel has no nftables
-	}
+	_, chains := s.chains()
 	var out []Policy
 	for _, c := range chains {
 		if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop && c.Hooknum != nil {

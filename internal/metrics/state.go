@@ -105,7 +105,7 @@ func (s *state) totals(ch chan<- prometheus.Metric, plane string, reads, runs, f
 	}
 }
 
-func gauge[N int | int64](ch chan<- prometheus.Metric, d *prometheus.Desc, v N, labels ...string) {
+func gauge[N int | int64 | uint64](ch chan<- prometheus.Metric, d *prometheus.Desc, v N, labels ...string) {
 	ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 }
 
@@ -173,7 +173,7 @@ func (s *state) fromStore(ctx context.Context, ch chan<- prometheus.Metric, here
 	for _, p := range pools {
 		if n, err := s.src.Store.Count(ctx, store.PoolLeases(p)); err == nil {
 			gauge(ch, s.leases, n, p.String())
-			ch <- prometheus.MustNewConstMetric(s.usable, prometheus.GaugeValue, float64(store.Usable(p)), p.String())
+			gauge(ch, s.usable, store.Usable(p), p.String())
 		}
 	}
 	if n, err := s.src.Store.Count(ctx, store.ConflictPrefix); err == nil {
